@@ -1,0 +1,1 @@
+"""The agents: one process each, a pure core and a thin shell that talks to the bus."""

@@ -1,0 +1,245 @@
+"""A training job in words: the request, the plan, the facts, the snapshot, the progress."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """A message whose unknown fields are errors: a misspelt option must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class State(StrEnum):
+    """A job's state; the last four are final."""
+
+    SUBMITTED = "submitted"
+    ROUTED = "routed"
+    QUOTED = "quoted"
+    RESERVED = "reserved"
+    AWAITING_APPROVAL = "awaiting_approval"
+    PROVISIONING = "provisioning"
+    TRAINING = "training"
+    EXPORTING = "exporting"
+    VALIDATING = "validating"
+    INTERRUPTED = "interrupted"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+
+
+FINAL = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.REFUSED})
+
+
+class Stage(StrEnum):
+    """The factory's stages, in order."""
+
+    PLAN = "plan"
+    DATA = "data"
+    TRAIN = "train"
+    MERGE = "merge"
+    CONVERT = "convert"
+    QUANTISE = "quantise"
+    VALIDATE = "validate"
+    PUBLISH = "publish"
+
+
+class TrainRequest(Strict):
+    """What a user asks for. Only `domain` and `dataset` are needed; everything else has a default by tier."""
+
+    domain: str = Field(min_length=1, max_length=64, description="one of the 62 domains, or one added in configs/")
+    dataset: str = Field(min_length=1, max_length=4096, description="path or URI of the training rows")
+    eval_dataset: str | None = Field(default=None, description="path or URI of held-out rows; default: a split")
+    tier: str | None = Field(default=None, description="default: the domain's tier in configs/, or the lab's")
+    base: str | None = Field(default=None, description="local folder or hub name of the base model")
+    profile: Literal["edge"] = "edge"
+    priority: int = Field(default=1, ge=1, le=3, description="1 normal, 2 high, 3 critical")
+    quantisation: str | None = Field(default=None, description="GGUF type, default Q4_K_M")
+    budget_usd: float | None = Field(default=None, ge=0, description="most this job may cost")
+    parameters: dict[str, float | int | str | bool] = Field(
+        default_factory=dict, description="overrides of configs/proven_parameters.json, by name"
+    )
+
+
+class Submitted(Strict):
+    """The reply to a submitted request."""
+
+    job: str
+    state: State
+    domain: str
+    tier: str
+    base: str
+    message: str = ""
+
+
+class Route(Strict):
+    """What the router adds to a request, from configs/."""
+
+    domain: str
+    category: str
+    tier: str
+    base: str
+    voice: str
+    empathy: str
+    quality_floor: float
+    safety_critical: bool
+
+
+class RoutedRequest(Strict):
+    """A request on its way from the router to the conductor. `digest` is sha256 of the request's canonical JSON."""
+
+    job: str
+    digest: str
+    request: TrainRequest
+    route: Route
+
+
+class PlanRequest(Strict):
+    """The conductor asks a factory whether a job can work, before anything is reserved."""
+
+    job: str
+    request: TrainRequest
+    route: Route
+
+
+class Plan(Strict):
+    """The factory's prediction. Tokens are real (non-padding) tokens, sizes bytes, times seconds."""
+
+    rows: int
+    held_out_rows: int
+    tokens: int = Field(description="tokens of the training rows, one epoch")
+    steps: int = Field(description="optimiser steps")
+    parameters: dict[str, Any] = Field(description="all training parameters as they will be used")
+    base_parameters: int = Field(description="weights of the base model")
+    file_bytes: int = Field(description="predicted size of the GGUF")
+    disk_bytes: int = Field(description="space needed while working")
+    memory_bytes: int = Field(description="predicted peak memory of training")
+    seconds_p50: float
+    seconds_p90: float
+    warnings: list[str] = Field(default_factory=list)
+
+
+class Artefact(Strict):
+    kind: str = Field(description="gguf, adapter, manifest, card")
+    uri: str
+    sha256: str
+    bytes: int
+
+
+class Gate(Strict):
+    """One check of the finished file. `value` None means that it was not measured, and then `ok` is None too."""
+
+    value: float | None
+    threshold: float | None
+    ok: bool | None
+    level: Literal["fail", "warn", "off"] = "fail"
+    detail: str = ""
+
+
+class RunRequest(Strict):
+    """The conductor hands a leased job to the factory that owns the slot."""
+
+    job: str
+    request: TrainRequest
+    route: Route
+    plan: Plan
+    lease: str
+    fence: int
+    attempt: int
+    price_micros_per_hour: int = Field(description="for the cost in the progress display")
+
+
+class StopRequest(Strict):
+    """Stop a running job: `cancel` ends it, `checkpoint` saves first so that it can go on elsewhere."""
+
+    job: str
+    mode: Literal["cancel", "checkpoint"]
+
+
+class Report(Strict):
+    """What a factory tells the conductor about a running job; refused when `fence` is old."""
+
+    job: str
+    fence: int
+    kind: Literal["started", "stage_started", "stage_done", "done", "failed", "interrupted"]
+    stage: Stage | None = None
+    seconds: float | None = Field(default=None, description="measured time of the stage or of the job")
+    artefacts: list[Artefact] = Field(default_factory=list)
+    gates: dict[str, Gate] = Field(default_factory=dict)
+    results: dict[str, Any] = Field(default_factory=dict, description="measured numbers for the result table")
+    reason: str = ""
+    retry: Literal["never", "later", "other-worker"] = "never"
+
+
+class Progress(Strict):
+    """Where a running job stands; sent about twice a second at most, may be lost. None was not measured (yet)."""
+
+    job: str
+    stage: Stage
+    attempt: int
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens: int | None = None
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    cost_usd: float | None = None
+    note: str = ""
+    at: datetime
+
+
+class JobSnapshot(Strict):
+    """The retained `job/{job}/state`."""
+
+    job: str
+    state: State
+    stage: Stage | None
+    attempt: int
+    domain: str
+    tier: str
+    profile: str
+    cost_usd: float | None
+    quality_percent: float | None
+    artefacts: list[Artefact]
+    gates: dict[str, Gate]
+    reason: str | None = None
+    results: dict[str, Any] = Field(default_factory=dict)
+    priority: int = 1
+    at: datetime
+
+
+class JobEvent(Strict):
+    """One numbered fact about a job. `seq` counts from 1 without gaps."""
+
+    job: str
+    seq: int
+    type: str
+    data: dict[str, Any]
+    at: datetime
+
+
+class JobQuery(Strict):
+    job: str
+
+
+class JobList(Strict):
+    jobs: list[JobSnapshot]
+
+
+class EventsQuery(Strict):
+    job: str
+    since: int = Field(default=0, ge=0, description="events with a greater seq are returned")
+
+
+class JobEvents(Strict):
+    events: list[JobEvent]
+
+
+class Empty(Strict):
+    """No parameters, or nothing to say but that it was done."""

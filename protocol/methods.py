@@ -1,0 +1,58 @@
+"""The methods of the lab: who serves what, with which words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from protocol import job, machine, money
+
+
+@dataclass(frozen=True)
+class Method:
+    """One call. `deadline_s` is how long a caller waits by default; None: as long as it takes."""
+
+    name: str
+    role: str
+    params: type[BaseModel]
+    result: type[BaseModel]
+    deadline_s: float | None = 30.0
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of both schemas: two agents with equal digests understand each other."""
+        schemas = [self.params.model_json_schema(), self.result.model_json_schema()]
+        return hashlib.sha256(json.dumps(schemas, sort_keys=True).encode()).hexdigest()
+
+
+TABLE: tuple[Method, ...] = (
+    Method("train.submit", "router", job.TrainRequest, job.Submitted),
+    Method("train.route", "conductor", job.RoutedRequest, job.Submitted, None),
+    Method("job.get", "conductor", job.JobQuery, job.JobSnapshot),
+    Method("job.list", "conductor", job.Empty, job.JobList),
+    Method("job.events", "conductor", job.EventsQuery, job.JobEvents),
+    Method("job.cancel", "conductor", job.JobQuery, job.JobSnapshot),
+    Method("job.report", "conductor", job.Report, job.Empty, None),
+    Method("lease.lost", "conductor", machine.LeaseLost, job.Empty, None),
+    Method("job.plan", "gguf_factory", job.PlanRequest, job.Plan, None),
+    Method("job.run", "gguf_factory", job.RunRequest, job.Empty, None),
+    Method("job.stop", "gguf_factory", job.StopRequest, job.Empty, None),
+    Method("offer.quote", "gpu_orchestrator", machine.QuoteRequest, machine.Quote, None),
+    Method("lease.request", "gpu_orchestrator", machine.LeaseRequest, machine.LeaseGrant, None),
+    Method("lease.renew", "gpu_orchestrator", machine.LeaseRenewal, machine.LeaseGrant),
+    Method("lease.release", "gpu_orchestrator", machine.LeaseRelease, job.Empty, None),
+    Method("budget.reserve", "cost_monitor", money.ReserveRequest, money.Reservation, None),
+    Method("budget.settle", "cost_monitor", money.SettleRequest, job.Empty, None),
+    Method("budget.release", "cost_monitor", money.ReleaseRequest, job.Empty, None),
+    Method("budget.report", "cost_monitor", job.Empty, money.BudgetReport),
+)
+
+METHODS = {method.name: method for method in TABLE}
+
+
+def served_by(role: str) -> dict[str, Method]:
+    """Return the methods that a role serves."""
+    return {name: method for name, method in METHODS.items() if method.role == role}

@@ -1,0 +1,71 @@
+"""Money in words. All amounts are integer micro-dollars (1 USD = 1,000,000)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from protocol.job import Strict
+
+
+class ReserveRequest(Strict):
+    job: str
+    amount_micros: int = Field(ge=0)
+    provider: str
+    domain: str
+    priority: int = 1
+
+
+class Reservation(Strict):
+    reservation: str
+    job: str
+    amount_micros: int
+
+
+class SettleRequest(Strict):
+    """The job is over: turn the reservation into what it really cost, and free the rest."""
+
+    reservation: str
+    job: str
+    amount_micros: int = Field(ge=0)
+
+
+class ReleaseRequest(Strict):
+    """Nothing was spent: free the whole reservation."""
+
+    reservation: str
+    job: str
+
+
+class PeriodReport(Strict):
+    period: Literal["day", "week", "month"]
+    since: datetime
+    cap_micros: int
+    spent_micros: int
+    reserved_micros: int
+    percent: float = Field(description="share of spent + reserved in the cap, in percent; 100 where the cap is 0")
+
+
+class BudgetReport(Strict):
+    """The state of the ledger; `jobs` maps a job to what it has spent."""
+
+    periods: list[PeriodReport]
+    jobs: dict[str, int]
+    providers: dict[str, int]
+    domains: dict[str, int]
+    open_reservations: list[Reservation]
+    frozen: bool
+
+
+class BudgetAlert(Strict):
+    """A threshold was crossed by spent + reserved; once per period and threshold."""
+
+    period: Literal["day", "week", "month"]
+    since: datetime
+    threshold: int
+    spent_micros: int
+    reserved_micros: int
+    cap_micros: int
+    at: datetime

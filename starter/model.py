@@ -1,0 +1,161 @@
+"""The starter base's network: a Llama, written flat for pre-training on two cores.
+
+Parameter names are those of transformers' LlamaForCausalLM, so `export` copies them unchanged. Does not know about
+files, optimisers or data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the network. Widths are multiples of 256, which Q4_K_M needs to quantise every row to 4 bits."""
+
+    vocabulary: int = 8192
+    width: int = 256
+    layers: int = 13
+    heads: int = 4
+    kv_heads: int = 2
+    feed_forward: int = 768
+    context: int = 1024
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    def as_dict(self) -> dict[str, int | float]:
+        return asdict(self)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        kv = shape.kv_heads * shape.head_width
+        self.q_proj = nn.Linear(shape.width, shape.width, bias=False)
+        self.k_proj = nn.Linear(shape.width, kv, bias=False)
+        self.v_proj = nn.Linear(shape.width, kv, bias=False)
+        self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        size = self.shape.head_width
+        q = self.q_proj(x).view(batch, length, -1, size).transpose(1, 2)
+        k = self.k_proj(x).view(batch, length, -1, size).transpose(1, 2)
+        v = self.v_proj(x).view(batch, length, -1, size).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        repeat = self.shape.heads // self.shape.kv_heads
+        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.width, shape.feed_forward, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.feed_forward, bias=False)
+        self.down_proj = nn.Linear(shape.feed_forward, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+
+
+class Llama(nn.Module):
+    """Causal language model with tied embeddings."""
+
+    def __init__(self, shape: Shape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Trunk(shape)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(parameter)  # a new block starts as the identity: steadier start, and depth can be grown
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+        inverse = shape.rope_theta ** (-torch.arange(0, shape.head_width, 2).float() / shape.head_width)
+        angle = torch.outer(torch.arange(shape.context).float(), inverse).repeat(1, 2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Map token ids [batch, length] to normalised hidden states [batch, length, width]."""
+        x = self.model.embed_tokens(tokens)
+        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        for block in self.model.layers:
+            x = block(x, cos, sin)
+        return self.model.norm(x)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of targets [batch, length] after tokens [batch, length]."""
+        hidden = self.hidden(tokens).flatten(0, 1)
+        return ChunkedCrossEntropy.apply(hidden, self.model.embed_tokens.weight, targets.flatten())
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in the half-split order of transformers' Llama."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a tied head in chunks; computes the gradient with the loss, so logits are never kept.
+
+    The idea is Liger's fused linear cross-entropy (arXiv 2410.10989), in plain torch for the CPU.
+    """
+
+    CHUNK = 1024  # rows of logits alive at once: 1024 x 8192 floats = 33 MB, the size of this machine's cache
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        total = hidden.new_zeros(())
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        rows = hidden.shape[0]
+        for start in range(0, rows, ChunkedCrossEntropy.CHUNK):
+            part = slice(start, start + ChunkedCrossEntropy.CHUNK)
+            logits = hidden[part] @ weight.t()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            index = targets[part].unsqueeze(1)
+            total += (normaliser - logits.gather(1, index)).sum()
+            if ctx.needs_input_grad[0]:
+                logits.sub_(normaliser).exp_().scatter_add_(1, index, logits.new_full(index.shape, -1.0))
+                grad_hidden[part] = logits @ weight
+                grad_weight.addmm_(logits.t(), hidden[part])
+        ctx.save_for_backward(grad_hidden.div_(rows), grad_weight.div_(rows))
+        return total / rows
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None
