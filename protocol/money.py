@@ -60,7 +60,10 @@ class BudgetReport(Strict):
 
 
 class BudgetAlert(Strict):
-    """A threshold was crossed by spent + reserved; once per period and threshold."""
+    """A threshold was crossed by spent + reserved; once per period and threshold.
+
+    With a `note` it tells something else, and `threshold` is the highest one that is reached (0: none).
+    """
 
     period: Literal["day", "week", "month"]
     since: datetime
@@ -69,3 +72,4 @@ class BudgetAlert(Strict):
     reserved_micros: int
     cap_micros: int
     at: datetime
+    note: str = ""

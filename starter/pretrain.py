@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--start-layers", type=int, default=5)
-    parser.add_argument("--grow-at", type=int, default=900, help="step at which the depth becomes the shape's")
+    parser.add_argument("--grow-at", type=int, default=500, help="step at which the depth becomes the shape's")
     parser.add_argument("--decay", type=int, help="end the run: steps over which the rate falls to zero")
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--evaluate-every", type=int, default=200)
@@ -200,7 +200,7 @@ def main() -> None:
             if left <= 0:
                 break
             scale = left / meta["decay_steps"]  # type: ignore[operator]
-        if step == options.grow_at and model.shape.layers < final.layers:
+        if step >= options.grow_at and model.shape.layers < final.layers:
             model, optimiser = grow(model, optimiser, final.layers, options.seed)
         at = [permutation[(step * options.batch + row) % rows] * options.length for row in range(options.batch)]
         batch = torch.from_numpy(np.stack([tokens[i : i + options.length + 1] for i in at]).astype(np.int64))

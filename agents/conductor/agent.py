@@ -1,0 +1,218 @@
+"""The conductor's shell: turns messages into happenings, commits what `decide` says, publishes facts and snapshots."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
+
+from agents.conductor.decide import (
+    CancelAsked,
+    Decision,
+    Happening,
+    Refused,
+    Resume,
+    Routed,
+    Stopped,
+    decide,
+    late,
+    submitted,
+)
+from agents.conductor.record import Fact, JobRecord
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from protocol.envelope import MCPMessage
+from protocol.errors import Code, LabError
+from protocol.job import Empty, JobEvent, JobEvents, JobList, JobSnapshot, Report, RoutedRequest, Submitted
+from protocol.machine import LeaseLost
+
+SCHEMA = """
+CREATE TABLE jobs (
+    job TEXT PRIMARY KEY,
+    record TEXT NOT NULL,          -- JobRecord as JSON: the fold of the job's events
+    route_call TEXT NOT NULL,      -- the train.route call, answered when the job is admitted or refused
+    submitted_at REAL NOT NULL
+);
+CREATE INDEX jobs_by_time ON jobs (submitted_at);
+CREATE TABLE cancels (job TEXT NOT NULL, call TEXT NOT NULL, PRIMARY KEY (job, call)) WITHOUT ROWID;
+"""
+
+
+class ConductorAgent(BaseAgent):
+    """Coordinates jobs; the only one that says what state a job is in."""
+
+    role = "conductor"
+    migrations: ClassVar[tuple[str, ...]] = (SCHEMA,)
+    synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "FULL"
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.message_handlers |= {
+            "train.route": self.route,
+            "job.get": self.get,
+            "job.list": self.list,
+            "job.events": self.events,
+            "job.cancel": self.cancel,
+            "job.report": self.report,
+            "lease.lost": self.lease_lost,
+        }
+        for method in ("job.plan", "offer.quote", "budget.reserve", "lease.request"):
+            self.reply_handlers[method] = self.answered
+        self.reply_handlers["job.run"] = self.run_answered
+        self.reply_handlers["job.stop"] = self.stop_answered
+        for method in ("budget.settle", "budget.release", "lease.release"):
+            self.reply_handlers[method] = self.closing_answered
+        self.timer_handlers |= {"resume": self.resume, "stop": self.stop_overdue}
+
+    # calls
+
+    def route(self, message: MCPMessage, tx: Transaction) -> Submitted | Deferred:
+        """Take over a job from the router; answered when it is admitted or refused."""
+        routed: RoutedRequest = self.params(message)
+        known = self.find(routed.job, tx)
+        if known is not None:
+            if known.digest != routed.digest:
+                raise LabError(
+                    Code.CONFLICT, f"the job {routed.job!r} exists with another request.",
+                    advice="Send the same request again, or choose a new id.", field="id",
+                )  # fmt: skip
+            return submitted(known)
+        record = JobRecord(
+            job=routed.job, digest=routed.digest, request=routed.request, route=routed.route, submitted_at=tx.now,
+            updated_at=tx.now,
+        )  # fmt: skip
+        tx.connection.execute(
+            "INSERT INTO jobs VALUES (?, ?, ?, ?)",
+            (record.job, record.model_dump_json(), message.id, tx.now.timestamp()),
+        )
+        first = Fact(type="submitted", data={"request": routed.request.model_dump(mode="json")})
+        self.publish_fact(record, first, tx)
+        self.happen(record.job, Routed(), tx)
+        return DEFERRED
+
+    def get(self, message: MCPMessage, tx: Transaction) -> JobSnapshot:
+        return self.known(self.params(message).job, tx).snapshot()
+
+    def list(self, message: MCPMessage, tx: Transaction) -> JobList:
+        rows = tx.connection.execute("SELECT record FROM jobs ORDER BY submitted_at DESC LIMIT 200")
+        return JobList(jobs=[brief(JobRecord.model_validate_json(row["record"]).snapshot()) for row in rows])
+
+    def events(self, message: MCPMessage, tx: Transaction) -> JobEvents:
+        query = self.params(message)
+        self.known(query.job, tx)
+        found = tx.events(query.job, query.since)[:200]
+        return JobEvents(
+            events=[JobEvent(job=query.job, seq=e.seq, type=e.type, data=e.data, at=e.at) for e in found]
+        )
+
+    def cancel(self, message: MCPMessage, tx: Transaction) -> JobSnapshot | Deferred:
+        """End a job; answered when it has ended."""
+        job = self.params(message).job
+        if self.known(job, tx).final:
+            return self.known(job, tx).snapshot()
+        tx.connection.execute("INSERT OR IGNORE INTO cancels VALUES (?, ?)", (job, message.id))
+        self.happen(job, CancelAsked(), tx)
+        return DEFERRED
+
+    def report(self, message: MCPMessage, tx: Transaction) -> Empty | Deferred:
+        report: Report = self.params(message)
+        record = self.known(report.job, tx)
+        self.happen(report.job, report, tx)
+        if record.lease is None or report.fence != record.fence:
+            # answered here, not raised: the fact that it was fenced must be kept
+            tx.reply(
+                message.id,
+                LabError(
+                    Code.FENCED, f"the lease {report.fence} of {report.job} is over; {record.fence} is the newest.",
+                    advice="Stop working on this job.",
+                ),
+            )  # fmt: skip
+            return DEFERRED
+        return Empty()
+
+    def lease_lost(self, message: MCPMessage, tx: Transaction) -> Empty:
+        lost: LeaseLost = self.params(message)
+        self.happen(lost.job, lost, tx)
+        return Empty()
+
+    # answers
+
+    def answered(self, answer: Answer, tx: Transaction) -> None:
+        happening: Any = Refused(answer.error) if answer.error else answer.result
+        self.happen(answer.key, happening, tx)
+
+    def run_answered(self, answer: Answer, tx: Transaction) -> None:
+        if answer.error is not None:
+            self.happen(answer.key, Refused(answer.error), tx)
+
+    def stop_answered(self, answer: Answer, tx: Transaction) -> None:
+        self.happen(answer.key, Stopped(), tx)
+
+    def closing_answered(self, answer: Answer, tx: Transaction) -> None:
+        if answer.error is not None:
+            self.log.error("closing a job was refused", job=answer.key, method=answer.method, reason=str(answer.error))
+
+    # timers
+
+    def resume(self, job: str, data: dict[str, Any], tx: Transaction) -> None:
+        self.happen(job, Resume(), tx)
+
+    def stop_overdue(self, job: str, data: dict[str, Any], tx: Transaction) -> None:
+        self.log.warning("the factory did not confirm the stop", job=job)
+        self.happen(job, Stopped(), tx)
+
+    # the core
+
+    def find(self, job: str, tx: Transaction) -> JobRecord | None:
+        row = tx.connection.execute("SELECT record FROM jobs WHERE job = ?", (job,)).fetchone()
+        return JobRecord.model_validate_json(row["record"]) if row else None
+
+    def known(self, job: str, tx: Transaction) -> JobRecord:
+        record = self.find(job, tx)
+        if record is None:
+            raise LabError(Code.NOT_FOUND, f"there is no job {job!r}.", advice="`meetara jobs` lists them.", field="job")
+        return record
+
+    def happen(self, job: str, happening: Happening, tx: Transaction) -> None:
+        """Decide, and put everything that follows into the transaction."""
+        record = self.known(job, tx)
+        if record.final:
+            for call in late(record, happening):
+                tx.call(call.method, call.params, to=call.to, key=job, id=call.id)
+            return
+        decision = decide(record, happening, tx.now)
+        self.commit(decision, tx)
+
+    def commit(self, decision: Decision, tx: Transaction) -> None:
+        record = decision.record
+        job = record.job
+        for fact in decision.facts:
+            self.publish_fact(record, fact, tx)
+        for method in decision.drop:
+            tx.drop_calls(job, method)
+        for call in decision.calls:
+            tx.call(call.method, call.params, to=call.to, key=job, id=call.id, priority=record.request.priority)
+        for name, due in decision.timers.items():
+            if due is None:
+                tx.cancel_timer(name, job)
+            else:
+                tx.timer(name, job, due)
+        if decision.facts:
+            tx.connection.execute("UPDATE jobs SET record = ? WHERE job = ?", (record.model_dump_json(), job))
+            tx.publish("job_state", record.snapshot(), job=job)
+        if decision.admitted is not None:
+            row = tx.connection.execute("SELECT route_call FROM jobs WHERE job = ?", (job,)).fetchone()
+            tx.reply(row["route_call"], decision.admitted)
+        if record.final:
+            for row in tx.connection.execute("SELECT call FROM cancels WHERE job = ?", (job,)).fetchall():
+                tx.reply(row["call"], record.snapshot())
+            self.log.info("job ended", job=job, state=record.state.value, reason=record.reason)
+
+    def publish_fact(self, record: JobRecord, fact: Fact, tx: Transaction) -> None:
+        seq = tx.event(record.job, fact.type, fact.data)
+        at = datetime.fromtimestamp(tx.now.timestamp(), UTC)
+        tx.publish("job_event", JobEvent(job=record.job, seq=seq, type=fact.type, data=fact.data, at=at), job=record.job)
+
+
+def brief(snapshot: JobSnapshot) -> JobSnapshot:
+    """A snapshot without the samples, so that a long list stays below the size limit of a message."""
+    results = {name: value for name, value in snapshot.results.items() if not isinstance(value, list | dict)}
+    return snapshot.model_copy(update={"results": results, "gates": {}})

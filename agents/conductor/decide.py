@@ -1,0 +1,304 @@
+"""What the conductor does when something happens: a pure function of the job's record and the happening.
+
+`decide(record, happening, now)` returns facts to store, calls to make, timers to set and answers to give. It never
+waits, reads a clock or does I/O; the shell commits all of it in one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel
+
+from agents.conductor.record import Fact, JobRecord, evolve
+from protocol.errors import Code, LabError
+from protocol.job import Plan, PlanRequest, Report, RunRequest, State, StopRequest, Submitted
+from protocol.machine import LeaseGrant, LeaseLost, LeaseRelease, LeaseRequest, Quote, QuoteRequest
+from protocol.money import ReleaseRequest, Reservation, ReserveRequest, SettleRequest
+
+ATTEMPTS = 3
+"""Attempts of a job before it fails for good (architecture §6)."""
+BACKOFF = timedelta(seconds=2)
+"""Pause before the second attempt; doubles with each."""
+STOP_LIMIT = timedelta(seconds=4)
+"""How long a factory may take to confirm a stop; a cancel must be over within 5 s, so then the lease is taken away."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The router handed over a new job."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Planning, quoting, reserving or running was refused."""
+
+    error: LabError
+
+
+@dataclass(frozen=True)
+class CancelAsked:
+    """A user wants the job to end."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The factory confirmed a stop, or did not within STOP_LIMIT."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The pause after an interruption is over."""
+
+
+Happening = (
+    Routed | Refused | CancelAsked | Stopped | Resume | Plan | Quote | Reservation | LeaseGrant | Report | LeaseLost
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A durable call. The id is stable, so that deciding twice calls once."""
+
+    id: str
+    method: str
+    params: BaseModel
+    to: str | None = None
+
+
+@dataclass
+class Decision:
+    """What follows. `admitted` answers the submitter; `timers` maps a name to its due time, None cancels it."""
+
+    record: JobRecord
+    now: datetime
+    facts: list[Fact] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
+    timers: dict[str, datetime | None] = field(default_factory=dict)
+    admitted: Submitted | LabError | None = None
+
+    def fact(self, type: str, **data: object) -> None:
+        """Add a fact and let the record follow it."""
+        fact = Fact(type=type, data=data)
+        self.facts.append(fact)
+        self.record = evolve(self.record, fact, self.now)
+
+    def call(self, method: str, params: BaseModel, suffix: str = "", to: str | None = None) -> None:
+        """Add a call with an id made from the job, the method and what tells repetitions apart."""
+        self.calls.append(Call(f"{self.record.job}:{method}{suffix}", method, params, to))
+
+
+def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
+    """Return what follows from a happening; nothing does once the job's state is final."""
+    decision = Decision(record, now)
+    if record.final:
+        return decision
+    match happening:
+        case Routed():
+            decision.fact("routed", domain=record.route.domain, tier=record.route.tier, base=record.route.base)
+            decision.call("job.plan", PlanRequest(job=record.job, request=record.request, route=record.route))
+        case Plan():
+            decision.fact("planned", plan=happening.model_dump(mode="json"))
+            decision.call(
+                "offer.quote",
+                QuoteRequest(
+                    job=record.job, tier=record.route.tier, plan=happening, budget_usd=record.request.budget_usd
+                ),
+            )
+        case Quote():
+            offer = happening.choice
+            decision.fact("quoted", offer=offer.model_dump(mode="json"), rejected=happening.rejected)
+            decision.call(
+                "budget.reserve",
+                ReserveRequest(
+                    job=record.job, amount_micros=offer.reservation_micros, provider=offer.provider,
+                    domain=record.route.domain, priority=record.request.priority,
+                ),
+            )  # fmt: skip
+        case Reservation():
+            decision.fact("reserved", reservation=happening.reservation, amount_micros=happening.amount_micros)
+            decision.admitted = submitted(decision.record)
+            provision(decision)
+        case Refused():
+            refuse(decision, happening.error)
+        case LeaseGrant():
+            leased(decision, happening)
+        case Report():
+            reported(decision, happening)
+        case LeaseLost():
+            if record.lease is not None and happening.fence == record.fence:
+                reason = f"the lease on {happening.machine} ran out: the factory did not renew it."
+                interrupt(decision, reason, counts=True, release=False)
+        case CancelAsked():
+            cancel(decision)
+        case Stopped():
+            if record.cancelling:
+                finish(decision, "cancelled", reason="cancelled by the user")
+        case Resume():
+            if record.state is State.INTERRUPTED:
+                provision(decision)
+    return decision
+
+
+def submitted(record: JobRecord) -> Submitted:
+    """The answer to the submitter."""
+    return Submitted(
+        job=record.job, state=record.state, domain=record.route.domain, tier=record.route.tier, base=record.route.base,
+        message=f"watch it: meetara watch {record.job}",
+    )  # fmt: skip
+
+
+def provision(decision: Decision) -> None:
+    """Ask for a slot for the next attempt."""
+    record = decision.record
+    assert record.plan is not None and record.reservation is not None
+    decision.fact("provisioning", attempt=record.attempt + 1)
+    decision.call(
+        "lease.request",
+        LeaseRequest(
+            job=record.job, reservation=record.reservation, priority=record.request.priority,
+            submitted_at=record.submitted_at, memory_bytes=record.plan.memory_bytes, avoid=record.avoid,
+        ),
+        f":{decision.record.attempt}",
+    )  # fmt: skip
+
+
+def refuse(decision: Decision, error: LabError) -> None:
+    """Nothing has started: the job is refused. Later refusals are a failed attempt."""
+    record = decision.record
+    if record.lease is not None:
+        interrupt(decision, str(error), counts=True, release=True, avoid=record.lease.machine)
+        return
+    if record.attempt:
+        finish(decision, "failed", reason=str(error))
+        return
+    decision.admitted = error
+    finish(decision, "refused", reason=str(error))
+
+
+def leased(decision: Decision, grant: LeaseGrant) -> None:
+    """A slot is ours: hand the job to the factory that owns it."""
+    record = decision.record
+    if record.lease is not None or grant.fence <= record.fence:
+        return
+    assert record.plan is not None
+    decision.fact("leased", lease=grant.model_dump(mode="json"))
+    decision.call(
+        "job.run",
+        RunRequest(
+            job=record.job, request=record.request, route=record.route, plan=record.plan, lease=grant.lease,
+            fence=grant.fence, attempt=record.attempt, price_micros_per_hour=grant.price_micros_per_hour,
+        ),
+        f":{grant.fence}",
+        to=grant.machine,
+    )  # fmt: skip
+
+
+def reported(decision: Decision, report: Report) -> None:
+    """A factory tells where the job stands; reports under an old lease are counted and dropped."""
+    record = decision.record
+    if record.lease is None or report.fence != record.fence:
+        decision.fact("fenced", fence=report.fence, expected=record.fence, kind=report.kind)
+        return
+    match report.kind:
+        case "stage_started":
+            assert report.stage is not None
+            decision.fact("stage_started", stage=report.stage.value, attempt=record.attempt)
+        case "stage_done":
+            assert report.stage is not None
+            decision.fact(
+                "stage_done", stage=report.stage.value, seconds=report.seconds, attempt=record.attempt,
+                results=report.results,
+            )  # fmt: skip
+        case "done":
+            finish(decision, "done", report)
+        case "interrupted":
+            interrupt(decision, report.reason, counts=False, release=True)
+        case "failed" if report.retry == "never":
+            finish(decision, "failed", report, reason=report.reason)
+        case "failed":
+            interrupt(
+                decision, report.reason, counts=True, release=True,
+                avoid=record.lease.machine if report.retry == "other-worker" else None,
+            )  # fmt: skip
+        case _:
+            pass  # "started" changes nothing: the first stage tells it
+
+
+def interrupt(
+    decision: Decision, reason: str, *, counts: bool, release: bool, avoid: str | None = None
+) -> None:
+    """The job stopped on its machine; it goes on elsewhere or later, unless it was cancelled or failed too often."""
+    record = decision.record
+    if record.cancelling:
+        finish(decision, "cancelled", reason="cancelled by the user")
+        return
+    lease = record.lease
+    decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid)
+    if release and lease is not None:
+        decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
+    failures = decision.record.failures
+    if failures >= ATTEMPTS:
+        finish(decision, "failed", reason=f"{reason} (attempt {failures} of {ATTEMPTS})")
+        return
+    pause = BACKOFF * 2 ** (failures - 1) if counts else timedelta(0)
+    decision.timers["resume"] = decision.now + pause
+
+
+def cancel(decision: Decision) -> None:
+    """End the job: at once when nothing runs, after the factory's word when it trains."""
+    record = decision.record
+    if record.cancelling:
+        return
+    if record.lease is None:
+        if record.attempt == 0:
+            decision.admitted = LabError(Code.CANCELLED, f"the job {record.job} was cancelled.")
+        finish(decision, "cancelled", reason="cancelled by the user")
+        return
+    decision.fact("cancelling")
+    decision.timers["stop"] = decision.now + STOP_LIMIT
+    decision.call("job.stop", StopRequest(job=record.job, mode="cancel"), f":{record.fence}", to=record.lease.machine)
+
+
+def finish(decision: Decision, state: str, report: Report | None = None, reason: str | None = None) -> None:
+    """Enter a final state: pay what was used, free the rest, give back the slot, forget what is still asked for."""
+    record = decision.record
+    lease = record.lease
+    data: dict[str, object] = {"reason": reason}
+    if report is not None:
+        seconds = (decision.now - record.submitted_at).total_seconds()
+        data |= {
+            "artefacts": [item.model_dump(mode="json") for item in report.artefacts],
+            "gates": {name: gate.model_dump(mode="json") for name, gate in report.gates.items()},
+            "results": {**report.results, "seconds_total": round(seconds, 2)},
+        }
+    decision.drop = ["job.plan", "offer.quote", "lease.request", "job.run", "job.stop"]
+    waiting = record.state is State.PROVISIONING and lease is None
+    decision.fact(state, **data)
+    record = decision.record
+    if record.reservation is not None:
+        if record.spent_micros:
+            decision.call(
+                "budget.settle",
+                SettleRequest(reservation=record.reservation, job=record.job, amount_micros=record.spent_micros),
+            )
+        else:
+            decision.call("budget.release", ReleaseRequest(reservation=record.reservation, job=record.job))
+    if lease is not None:
+        decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
+    elif waiting:
+        decision.call("lease.release", LeaseRelease(job=record.job), f":queue:{record.attempt}")
+    decision.timers |= {"resume": None, "stop": None}
+
+
+def late(record: JobRecord, happening: Happening) -> list[Call]:
+    """What must be given back when it arrives after the job's end: a reservation, a slot."""
+    if isinstance(happening, Reservation):
+        release = ReleaseRequest(reservation=happening.reservation, job=record.job)
+        return [Call(f"{record.job}:budget.release", "budget.release", release)]
+    if isinstance(happening, LeaseGrant):
+        back = LeaseRelease(job=record.job, lease=happening.lease)
+        return [Call(f"{record.job}:lease.release:{happening.lease}", "lease.release", back)]
+    return []

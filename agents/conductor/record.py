@@ -1,0 +1,128 @@
+"""What the conductor knows of a job, and how facts change it. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from protocol.job import FINAL, Artefact, Gate, JobSnapshot, Plan, Route, Stage, State, TrainRequest
+from protocol.machine import LeaseGrant, Offer
+
+STATE_OF_STAGE = {
+    Stage.PLAN: State.PROVISIONING,
+    Stage.DATA: State.TRAINING,
+    Stage.TRAIN: State.TRAINING,
+    Stage.MERGE: State.EXPORTING,
+    Stage.CONVERT: State.EXPORTING,
+    Stage.QUANTISE: State.EXPORTING,
+    Stage.VALIDATE: State.VALIDATING,
+    Stage.PUBLISH: State.VALIDATING,
+}
+
+
+class Fact(BaseModel):
+    """Something that happened to a job; becomes a numbered event."""
+
+    type: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class JobRecord(BaseModel):
+    """A job. `lease` is set while a factory holds it; `spent_micros` counts the leases that have ended."""
+
+    job: str
+    digest: str
+    request: TrainRequest
+    route: Route
+    submitted_at: datetime
+    updated_at: datetime
+    state: State = State.SUBMITTED
+    stage: Stage | None = None
+    attempt: int = 0
+    failures: int = 0
+    avoid: list[str] = Field(default_factory=list)
+    plan: Plan | None = None
+    offer: Offer | None = None
+    reservation: str | None = None
+    lease: LeaseGrant | None = None
+    leased_at: datetime | None = None
+    fence: int = 0
+    fenced_reports: int = 0
+    cancelling: bool = False
+    spent_micros: int = 0
+    artefacts: list[Artefact] = Field(default_factory=list)
+    gates: dict[str, Gate] = Field(default_factory=dict)
+    results: dict[str, Any] = Field(default_factory=dict)
+    reason: str | None = None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+    def snapshot(self) -> JobSnapshot:
+        """The retained state of the job."""
+        quality = self.gates.get("quality_percent")
+        return JobSnapshot(
+            job=self.job, state=self.state, stage=self.stage, attempt=self.attempt, domain=self.route.domain,
+            tier=self.route.tier, profile=self.request.profile,
+            cost_usd=None if self.offer is None else self.spent_micros / 1e6,
+            quality_percent=quality.value if quality else None, artefacts=self.artefacts, gates=self.gates,
+            reason=self.reason, results=self.results, priority=self.request.priority, at=self.updated_at,
+        )  # fmt: skip
+
+
+def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
+    """Return the record after a fact. A final state is never left."""
+    data = fact.data
+    change: dict[str, Any] = {"updated_at": at}
+    match fact.type:
+        case "routed":
+            change |= {"state": State.ROUTED}
+        case "planned":
+            change |= {"plan": Plan.model_validate(data["plan"])}
+        case "quoted":
+            change |= {"state": State.QUOTED, "offer": Offer.model_validate(data["offer"])}
+        case "reserved":
+            change |= {"state": State.RESERVED, "reservation": data["reservation"]}
+        case "provisioning":
+            change |= {"state": State.PROVISIONING, "attempt": data["attempt"], "stage": None}
+        case "leased":
+            grant = LeaseGrant.model_validate(data["lease"])
+            change |= {"lease": grant, "fence": grant.fence, "leased_at": at, "reason": None}
+        case "stage_started":
+            stage = Stage(data["stage"])
+            change |= {"stage": stage, "state": STATE_OF_STAGE[stage]}
+        case "stage_done":
+            change |= {"results": {**record.results, **data.get("results", {})}}
+        case "cancelling":
+            change |= {"cancelling": True}
+        case "fenced":
+            change |= {"fenced_reports": record.fenced_reports + 1}
+        case "interrupted":
+            change |= {
+                **ended_lease(record, at),
+                "state": State.INTERRUPTED,
+                "failures": record.failures + (1 if data["counts"] else 0),
+                "avoid": [*record.avoid, data["avoid"]] if data.get("avoid") else record.avoid,
+                "reason": data["reason"],
+            }
+        case "done" | "failed" | "cancelled" | "refused":
+            change |= ended_lease(record, at)
+            change |= {"state": State(fact.type), "reason": data.get("reason"), "cancelling": False}
+            change |= {
+                "artefacts": [Artefact.model_validate(item) for item in data.get("artefacts", [])] or record.artefacts,
+                "gates": {n: Gate.model_validate(g) for n, g in data.get("gates", {}).items()} or record.gates,
+                "results": {**record.results, **data.get("results", {})},
+            }
+    return record.model_copy(update=change)
+
+
+def ended_lease(record: JobRecord, at: datetime) -> dict[str, Any]:
+    """The changes that the end of a lease brings: its time is paid for."""
+    if record.lease is None or record.leased_at is None:
+        return {}
+    seconds = max(0.0, (at - record.leased_at).total_seconds())
+    cost = round(record.lease.price_micros_per_hour * seconds / 3600)
+    return {"lease": None, "leased_at": None, "spent_micros": record.spent_micros + cost}

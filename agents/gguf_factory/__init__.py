@@ -1,0 +1,1 @@
+"""The factory: one leased job becomes a validated GGUF, stage by stage."""

@@ -1,0 +1,171 @@
+"""The data stage: rows are read, split, encoded and packed, with a control in which the answers are shuffled."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.gguf_factory import chat, dataset, packing
+from agents.gguf_factory.dataset import Dataset, Row
+from agents.gguf_factory.job import Job, StageResult
+from agents.gguf_factory.split import Split, apart, normalise, split
+from protocol import Code, LabError
+from protocol.job import Stage, TrainRequest
+
+RUN_WORDS = 13  # the length at which contamination is counted since GPT-3's report (arXiv 2005.14165, appendix C)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The request's data, read and divided. `digests` are by the request's field."""
+
+    train: Dataset
+    evaluation: Dataset | None
+    rows: Split
+    digests: dict[str, str]
+
+
+def source(request: TrainRequest) -> Source:
+    """Read and divide a request's data set.
+
+    Raises:
+        LabError: BAD_DATA, as `dataset.read` and `split.split`.
+    """
+    train = dataset.read(request.dataset)
+    digests = {"dataset_sha256": train.sha256}
+    if request.eval_dataset is None:
+        return Source(train, None, split(train.rows, train.uri), digests)
+    evaluation = dataset.read(request.eval_dataset, "eval_dataset")
+    digests["eval_dataset_sha256"] = evaluation.sha256
+    return Source(train, evaluation, apart(train.rows, evaluation.rows, train.uri), digests)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Samples of rows; `skipped` rows had a question that fills the whole length, `truncated` answers lost their end."""
+
+    samples: list[chat.Sample]
+    skipped: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sample.ids) for sample in self.samples)
+
+    @property
+    def truncated(self) -> int:
+        return sum(sample.truncated for sample in self.samples)
+
+
+def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int) -> Encoded:
+    """Encode rows as samples of at most `length` tokens.
+
+    Raises:
+        LabError: BAD_DATA, as `chat.samples`.
+    """
+    samples: list[chat.Sample] = []
+    skipped = 0
+    for row in rows:
+        found = chat.samples(tokenizer, row.messages, length)
+        samples += found
+        skipped += not found
+    return Encoded(samples, skipped)
+
+
+def fitting(encoded: Encoded, length: int, name: str) -> Encoded:
+    """Return the samples, or refuse when none is left.
+
+    Raises:
+        LabError: BAD_DATA.
+    """
+    if encoded.samples:
+        return encoded
+    raise LabError(
+        Code.BAD_DATA, f"Every question of the {name} rows fills all {length} tokens, so no answer is left to learn.",
+        advice="Raise parameters.sequence_length or shorten the questions.", field="parameters.sequence_length",
+    )  # fmt: skip
+
+
+def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Return the rows with their last answers moved: none keeps its own (Sattolo's single cycle).
+
+    A model that learns as well from these has learned the form of answers, not what the questions ask for.
+    """
+    order = list(range(len(rows)))
+    generator = random.Random(seed)
+    for index in range(len(order) - 1, 0, -1):
+        other = generator.randrange(index)
+        order[index], order[other] = order[other], order[index]
+    return [
+        replace(row, messages=[*row.messages[:-1], rows[order[index]].messages[-1]]) for index, row in enumerate(rows)
+    ]
+
+
+def overlap(train: Iterable[Row], held_out: Sequence[Row], length: int = RUN_WORDS) -> float:
+    """Return the share of held-out rows whose answers have a run of `length` words that stands in training text."""
+    known = {run for row in train for turn in row.messages for run in _runs(turn["content"], length)}
+    hit = sum(
+        any(run in known for turn in row.messages if turn["role"] == "assistant" for run in _runs(turn["content"], length))
+        for row in held_out
+    )
+    return hit / len(held_out)
+
+
+def _runs(text: str, length: int) -> Iterable[tuple[str, ...]]:
+    words = normalise(text).split()
+    return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+
+
+def run(job: Job) -> StageResult:
+    """Write the stage's files: train.jsonl, held_out.jsonl, and packed, control and held_out.safetensors.
+
+    Raises:
+        LabError: BAD_DATA, also when a file is not the one that was planned with.
+    """
+    found = source(job.run.request)
+    parameters = job.parameters
+    for name, value in found.digests.items():
+        if parameters.get(name, value) != value:
+            place = found.train if name == "dataset_sha256" or found.evaluation is None else found.evaluation
+            raise LabError(
+                Code.BAD_DATA, f"The data set {place.uri} has changed since the job was planned.",
+                advice="Submit the job again, and leave the file alone while it runs.",
+                field=name.removesuffix("_sha256"), file=place.uri,
+            )  # fmt: skip
+    length = int(parameters["sequence_length"])
+    tokenizer = chat.load(job.base)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    train, held_out = found.rows.train, found.rows.held_out
+    folder = job.path(Stage.DATA)
+    results: dict[str, Any] = {
+        "rows": len(train), "held_out_rows": len(held_out), "duplicates": found.train.duplicates,
+        "withheld": found.rows.withheld, "held_out_unused": found.rows.unused,
+    }  # fmt: skip
+    files = [folder / "train.jsonl", folder / "held_out.jsonl"]
+    _write(files[0], train)
+    _write(files[1], held_out)
+    control = shuffled(train, int(parameters["seed"]))
+    for name, rows in (("packed", train), ("control", control), ("held_out", held_out)):
+        job.progress(note=f"encoding {name} rows")
+        encoded = fitting(encode(tokenizer, rows, length), length, name)
+        packed = packing.pack(encoded.samples, length, pad)
+        files.append(folder / f"{name}.safetensors")
+        packing.save(packed, files[-1])
+        prefix = "" if name == "packed" else f"{name}_"
+        results |= {
+            f"{prefix}tokens": encoded.tokens, f"{prefix}samples": len(encoded.samples),
+            f"{prefix}packed_rows": packed.input_ids.shape[0], f"{prefix}fill": packed.fill,
+            f"{prefix}truncated": encoded.truncated, f"{prefix}skipped": encoded.skipped,
+            f"{prefix}supervised_tokens": sum(sum(sample.supervised) for sample in encoded.samples),
+        }  # fmt: skip
+    results["overlap"] = overlap(train, held_out)
+    return StageResult(files=files, results=results)
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps({"messages": row.messages}, ensure_ascii=False) + "\n")

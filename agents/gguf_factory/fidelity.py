@@ -1,0 +1,142 @@
+"""Whether a GGUF says the same as the model it was made from: token ids, chat template, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from agents.gguf_factory import chat
+from agents.gguf_factory.gates import Measured
+from agents.gguf_factory.llama import Logits, Model
+
+ODD_TEXTS = (
+    "", " ", "  two  spaces  ", "\ttab\tand\nline\r\nends\n\n\n", "trailing space ", "emoji 😀👩‍👩‍👧‍👦🇩🇪 ✈️",
+    "中文字符和日本語のテキスト、한국어", "Ünïcödé naïve café ß ﬁ ﬂ Å Å", "العربية עברית हिन्दी ไทย", "12345678 3.14159 1e-9 0x1F",
+    "def f(x):\n    return {'a': [1, 2]}  # comment", "<b>html</b> &amp; {{ jinja }} {% raw %}", "quotes “curly” ‘single’ — dash…",
+    "zero\u200bwidth\u00a0nbsp\ufeffbom", "\x01\x7f control", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝟙𝟚𝟛", "AAAAAAAAAAAAAAAAAAAAAAAAAAAA", "don't I'LL we've",
+    "a" * 300, "snake_case camelCase SCREAMING", "https://example.org/a?b=c&d=%20#e", "▁lower one eighth block▁",
+)  # fmt: skip
+"""Texts on which tokenizers differ: white space, bytes beyond the vocabulary, normalisation, digits."""
+
+ROWS_AT_ONCE = 128  # rows of float64 logits compared at a time: with 152,000 tokens 156 MB an array
+
+
+def tokenizer_ids(tokenizer: Any, model: Model, renders: Sequence[str]) -> Measured:
+    """Count the texts whose ids differ between transformers' tokenizer and the GGUF's; bos and eos count as two more."""
+    specials = [str(token) for token in tokenizer.all_special_tokens]
+    odd = [*ODD_TEXTS, *specials, " x ".join(specials), "".join(specials)]
+    texts = [*renders, *odd]
+    different = [
+        text for text in texts if list(tokenizer.encode(text, add_special_tokens=False)) != model.tokenize(text)
+    ]
+    wrong = [repr(text[:40]) for text in different]
+    for name, ours, theirs in (("bos", model.bos, tokenizer.bos_token_id), ("eos", model.eos, tokenizer.eos_token_id)):
+        if theirs is not None and ours != theirs:
+            wrong.append(f"{name} is {ours} in the file, {theirs} in the tokenizer")
+    detail = f"{len(texts)} texts" + (f"; different: {', '.join(wrong[:4])}" if wrong else "")
+    return Measured(float(len(wrong)), detail)
+
+
+def chat_template(tokenizer: Any, model: Model, conversations: Sequence[Sequence[dict[str, str]]]) -> Measured:
+    """Count the conversations that render differently by the GGUF's template, or whose last answer has no end.
+
+    An answer has an end when the first token after it in the render is one at which llama.cpp stops.
+    """
+    template = model.chat_template
+    if template is None:
+        return Measured(float(len(conversations)), "the file has no chat template")
+    wrong: list[str] = []
+    for messages in conversations:
+        opened = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        ours = chat.render(tokenizer, opened, prompt=True)
+        whole = chat.render(tokenizer, messages)
+        try:
+            same = (
+                render(template, model, opened, prompt=True) == ours
+                and render(template, model, messages, prompt=False) == whole
+            )
+        except (TemplateError, SecurityError) as error:
+            wrong.append(f"the file's template fails: {error}")
+            continue
+        if not same:
+            wrong.append("renders differ")
+        elif messages[-1]["role"] == "assistant":
+            after = whole.rpartition(messages[-1]["content"].strip())[2]
+            ids = model.tokenize(after)
+            if not ids or not model.ends(ids[0]) or tokenizer.eos_token_id not in ids:
+                wrong.append("an answer is followed by no end token")
+    detail = f"{len(conversations)} conversations" + (f"; {wrong[0]}" if wrong else "")
+    return Measured(float(len(wrong)), detail)
+
+
+def render(template: str, model: Model, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
+    """Render a conversation by a GGUF's template with the GGUF's own bos and eos, as llama.cpp's programs do.
+
+    Raises:
+        jinja2.TemplateError: the template is wrong or refuses the conversation.
+    """
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    bos = model.text([model.bos]) if model.bos >= 0 else ""
+    eos = model.text([model.eos]) if model.eos >= 0 else ""
+    return environment.from_string(template).render(
+        messages=list(messages), add_generation_prompt=prompt, bos_token=bos, eos_token=eos
+    )
+
+
+def log_softmax(logits: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return log-probabilities in float64."""
+    values = logits.astype(np.float64)
+    values -= values.max(axis=-1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    return values
+
+
+def divergence(truth: Logits, other: Logits) -> float:
+    """Return the sum over rows of KL(truth || other), in nats."""
+    total = 0.0
+    for start in range(0, len(truth), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        wanted, found = log_softmax(truth[part]), log_softmax(other[part])
+        total += float((np.exp(wanted) * (wanted - found)).sum())
+    return total
+
+
+def mean_divergences(
+    network: Any | None, exact: Model | None, product: Model | None, samples: Iterable[Sequence[int]]
+) -> tuple[float | None, float | None, int]:
+    """Return mean KL per token of (torch || F16) and of (F16 || product) in nats, and the tokens; None where one is None."""
+    first = second = 0.0
+    tokens = 0
+    for ids in samples:
+        tokens += len(ids)
+        middle = exact.logits(ids) if exact else None
+        if network is not None and middle is not None:
+            first += divergence(torch_logits(network, ids), middle)
+        if product is not None and middle is not None:
+            second += divergence(middle, product.logits(ids))
+    known = exact is not None and tokens > 0
+    return (
+        first / tokens if known and network is not None else None,
+        second / tokens if known and product is not None else None,
+        tokens,
+    )
+
+
+@torch.no_grad()
+def torch_logits(network: Any, ids: Sequence[int]) -> Logits:
+    """Return a transformers model's logits after every id, in float32."""
+    return network(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()

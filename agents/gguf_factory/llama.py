@@ -1,0 +1,331 @@
+"""A thin wrapper of llama.cpp's C API: tokens, logits, log-likelihoods, sampling. Knows no jobs and no gates.
+
+`llama_cpp.Llama` is not used: with logits_all it is slow and its logits are known to be wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from protocol import Code, LabError
+
+Logits = npt.NDArray[np.float32]
+
+
+@llama_cpp.llama_log_callback
+def _discard(level: int, text: bytes, user_data: object) -> None:
+    """llama.cpp prints pages at every load; what matters is in the return values."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn; the defaults are the lab's generation defaults."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 50
+    repeat_penalty: float = 1.1
+    penalty_window: int = 64  # tokens that the penalty looks back on; llama.cpp's own default
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer. `stopped` is true when the model ended it, false when a limit did."""
+
+    ids: list[int]
+    stopped: bool
+
+
+DEFAULTS = Sampling()
+
+
+class Model:
+    """A loaded GGUF with one context. Made by `load`."""
+
+    def __init__(self, model: object, context: object, n_ctx: int, n_batch: int, sequences: int) -> None:
+        self._model = model
+        self._context = context
+        self._vocabulary = llama_cpp.llama_model_get_vocab(model)
+        self._batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        self.n_ctx = n_ctx
+        self.n_batch = n_batch
+        self.sequences = sequences
+        self.vocabulary_size = int(llama_cpp.llama_vocab_n_tokens(self._vocabulary))
+
+    @property
+    def bos(self) -> int:
+        return int(llama_cpp.llama_vocab_bos(self._vocabulary))
+
+    @property
+    def eos(self) -> int:
+        return int(llama_cpp.llama_vocab_eos(self._vocabulary))
+
+    def ends(self, token: int) -> bool:
+        """Tell whether llama.cpp stops an answer at this token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocabulary, token))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template in the file, or None."""
+        text = llama_cpp.llama_model_chat_template(self._model, None)
+        return None if text is None else text.decode("utf-8")
+
+    def tokenize(self, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
+        """Turn text into ids.
+
+        Args:
+            text: any text.
+            special: read control tokens written in the text, such as <|user|>, as one token.
+            bos: let llama.cpp add what the file says belongs before a text.
+        """
+        data = text.encode("utf-8")
+        room = len(data) + 2  # a token is at least one byte; one more for each of bos and eos
+        ids = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocabulary, data, len(data), ids, room, bos, special)
+        if count < 0:
+            raise LabError(Code.INTERNAL, f"a text of {len(data)} bytes has {-count} tokens.")
+        return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's bytes, control tokens as written in a template."""
+        buffer = ctypes.create_string_buffer(512)
+        count = llama_cpp.llama_token_to_piece(self._vocabulary, token, buffer, 512, 0, True)
+        return buffer.raw[: max(count, 0)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Turn ids into text; broken UTF-8 is replaced."""
+        return b"".join(self.piece(token) for token in ids).decode("utf-8", errors="replace")
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Return the logits after every one of the ids, [len(ids), vocabulary].
+
+        Raises:
+            LabError: the ids do not fit the context.
+        """
+        parts = [part.copy() for part in self._prefill(ids)]
+        return np.concatenate(parts)
+
+    def log_likelihood(self, ids: Sequence[int], mask: Sequence[bool]) -> tuple[float, int]:
+        """Return the sum of log p (nats) of the ids whose mask is true, and how many those are; the first never counts.
+
+        Raises:
+            LabError: the ids do not fit the context.
+        """
+        total, count, done = 0.0, 0, 0
+        wanted = np.asarray(mask, dtype=bool)
+        following = np.asarray(ids)
+        for part in self._prefill(ids):
+            rows = np.flatnonzero(wanted[done + 1 : done + 1 + len(part)])
+            if len(rows):
+                chosen = part[rows].astype(np.float64)
+                peak = chosen.max(axis=1)
+                normaliser = peak + np.log(np.exp(chosen - peak[:, None]).sum(axis=1))
+                total += float((chosen[np.arange(len(rows)), following[done + 1 + rows]] - normaliser).sum())
+                count += len(rows)
+            done += len(part)
+        return total, count
+
+    def generate(
+        self, prompt: Sequence[int], *, sampling: Sampling = DEFAULTS, seed: int, max_tokens: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Generated:  # fmt: skip
+        """Draw one answer; see `generate_many`."""
+        return next(self.generate_many([prompt], sampling=sampling, seeds=[seed], max_tokens=max_tokens, stop=stop))
+
+    def generate_many(
+        self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int], max_tokens: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Generated]:  # fmt: skip
+        """Draw an answer to each prompt, as many at a time as the context has sequences; yields in order.
+
+        Args:
+            prompts: ids of each prompt.
+            sampling: how to draw; temperature 0 takes the likeliest token.
+            seeds: one a prompt; an answer depends on its own seed, not on its neighbours'.
+            max_tokens: most tokens of an answer; the context's share of a sequence may end it earlier.
+            stop: asked before each token; true ends all answers where they are.
+        """
+        for start in range(0, len(prompts), self.sequences):
+            group = slice(start, start + self.sequences)
+            yield from self._generate_group(prompts[group], sampling, seeds[group], max_tokens, stop)
+
+    def _generate_group(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], max_tokens: int,
+        stop: Callable[[], bool],
+    ) -> list[Generated]:  # fmt: skip
+        room = self.n_ctx // self.sequences
+        self._clear()
+        samplers = [self._sampler(sampling, seed) for seed in seeds]
+        answers: list[list[int]] = [[] for _ in prompts]
+        stopped = [False] * len(prompts)
+        try:
+            running: dict[int, int] = {}
+            for sequence, prompt in enumerate(prompts):
+                if not 0 < len(prompt) < room:
+                    raise LabError(Code.INTERNAL, f"a prompt of {len(prompt)} tokens does not fit {room}.")
+                self._feed(prompt, sequence)
+                running[sequence] = self._draw(samplers[sequence], -1)
+            while running and not stop():
+                entries: list[tuple[int, int, int]] = []
+                for sequence, token in list(running.items()):
+                    if self.ends(token):
+                        stopped[sequence] = True
+                        del running[sequence]
+                        continue
+                    answers[sequence].append(token)
+                    position = len(prompts[sequence]) + len(answers[sequence]) - 1
+                    if len(answers[sequence]) >= max_tokens or position + 1 >= room:
+                        del running[sequence]
+                        continue
+                    entries.append((token, position, sequence))
+                if entries:
+                    self._decode(entries, [True] * len(entries))
+                    for row, (_, _, sequence) in enumerate(entries):
+                        running[sequence] = self._draw(samplers[sequence], row)
+        finally:
+            for sampler in samplers:
+                llama_cpp.llama_sampler_free(sampler)
+        return [Generated(ids, end) for ids, end in zip(answers, stopped, strict=True)]
+
+    def _sampler(self, sampling: Sampling, seed: int) -> object:
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        add = llama_cpp.llama_sampler_chain_add
+        penalties = llama_cpp.llama_sampler_init_penalties(
+            self.vocabulary_size, sampling.penalty_window, sampling.repeat_penalty, 0.0, 0.0
+        )
+        add(chain, penalties)
+        if sampling.temperature <= 0:
+            add(chain, llama_cpp.llama_sampler_init_greedy())
+            return chain
+        add(chain, llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+        add(chain, llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+        add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
+        add(chain, llama_cpp.llama_sampler_init_dist(seed))
+        return chain
+
+    def _draw(self, sampler: object, row: int) -> int:
+        return int(llama_cpp.llama_sampler_sample(sampler, self._context, row))
+
+    def _prefill(self, ids: Sequence[int]) -> Iterator[Logits]:
+        """Yield the logits of each chunk of ids; a chunk's array is valid until the next."""
+        if not 0 < len(ids) <= self.n_ctx:
+            raise LabError(Code.INTERNAL, f"{len(ids)} tokens do not fit a context of {self.n_ctx}.")
+        self._clear()
+        for start in range(0, len(ids), self.n_batch):
+            chunk = ids[start : start + self.n_batch]
+            entries = [(token, start + place, 0) for place, token in enumerate(chunk)]
+            self._decode(entries, [True] * len(chunk))
+            pointer = llama_cpp.llama_get_logits(self._context)
+            yield np.ctypeslib.as_array(pointer, shape=(len(chunk), self.vocabulary_size))
+
+    def _feed(self, ids: Sequence[int], sequence: int) -> None:
+        """Read a prompt into a sequence; only its last row gets logits."""
+        for start in range(0, len(ids), self.n_batch):
+            chunk = ids[start : start + self.n_batch]
+            entries = [(token, start + place, sequence) for place, token in enumerate(chunk)]
+            last = start + len(chunk) == len(ids)
+            self._decode(entries, [last and place == len(chunk) - 1 for place in range(len(chunk))])
+
+    def _decode(self, entries: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for place, (token, position, sequence) in enumerate(entries):
+            batch.token[place] = token
+            batch.pos[place] = position
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = sequence
+            batch.logits[place] = wanted[place]
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise LabError(
+                Code.TOOLCHAIN,
+                f"llama_decode returned {status} for {len(entries)} tokens.",
+                advice="Run meetara doctor.",
+            )
+
+    def _clear(self) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+
+SMALL = 200_000_000  # bytes; below, one layer's work is shorter than the threads' meeting after it
+
+
+def threads_for(path: Path, cores: int) -> int:
+    """Return how many threads to use on a file when `cores` cores are free: one for small files."""
+    return 1 if path.stat().st_size < SMALL else max(1, cores)
+
+
+@contextmanager
+def load(
+    path: Path,
+    *,
+    n_ctx: int,
+    n_batch: int = 512,
+    sequences: int = 1,
+    threads: int = 1,
+    repack: bool = True,
+    exact: bool = False,
+) -> Iterator[Model]:
+    """Load a GGUF by file mapping, on the CPU.
+
+    Args:
+        path: the file.
+        n_ctx: tokens of the whole context; each sequence gets an equal share.
+        n_batch: most tokens of one decode; the context's buffers grow with it (about 4 bytes x vocabulary a token).
+        sequences: answers that can be drawn at a time.
+        threads: CPU threads. More than one wait for each other by spinning: on a machine that is busy with other work
+            two threads were 20 times slower than one (12 M parameters, 2 cores). See `threads_for`.
+        repack: let llama.cpp copy quantised weights into a faster layout; costs private memory and load time.
+        exact: keep keys and values in 32 bits, for comparisons with torch.
+
+    Raises:
+        LabError: TOOLCHAIN, llama.cpp does not take the file.
+    """
+    llama_cpp.llama_log_set(_discard, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    options = llama_cpp.llama_model_default_params()
+    options.n_gpu_layers = 0
+    options.use_extra_bufts = repack
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+    if not model:
+        raise LabError(
+            Code.TOOLCHAIN,
+            f"llama.cpp does not load {path}.",
+            advice="The file is missing, truncated or of another kind: run the job's convert stage again.",
+            file=str(path),
+        )
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx = n_ctx
+    settings.n_batch = settings.n_ubatch = n_batch
+    settings.n_seq_max = sequences
+    settings.n_threads = settings.n_threads_batch = threads
+    settings.no_perf = True
+    if exact:
+        settings.type_k = settings.type_v = 0  # GGML_TYPE_F32
+    context = llama_cpp.llama_init_from_model(model, settings)
+    if not context:
+        llama_cpp.llama_model_free(model)
+        raise LabError(
+            Code.TOOLCHAIN,
+            f"llama.cpp makes no context of {n_ctx} tokens for {path}.",
+            advice="Choose a smaller context, or free memory.",
+            file=str(path),
+        )
+    loaded = Model(model, context, n_ctx, n_batch, sequences)
+    try:
+        yield loaded
+    finally:
+        loaded.close()

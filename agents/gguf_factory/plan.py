@@ -1,0 +1,261 @@
+"""Whether a job can work and what it will take, found out before anything is reserved. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import configs
+from agents.gguf_factory import base as bases
+from agents.gguf_factory import chat, data, machine, packing, sizes
+from agents.gguf_factory.base import Base
+from agents.gguf_factory.dataset import Row
+from agents.gguf_factory.job import Job, StageResult
+from agents.gguf_factory.light import LightTokenizer
+from configs import Parameters, Tier
+from protocol import Code, LabError
+from protocol.job import Plan, PlanRequest, Route, Stage, TrainRequest
+
+FLOPS_PER_TOKEN = 4  # times the weights: LoRA needs the forward pass and the gradient of activations, not of weights
+EFFICIENCY = 0.3  # of the probe's rate that a training step reached on two shared cores (15 % with TRL, 30 % packed)
+CONTROL_SHARE = 0.25  # of the steps are trained again on shuffled answers (the train stage says more)
+FIXED_S = 60.0  # imports, conversion, gates; a guess, which the first finished job replaces
+UNSURE = 2.5  # P90 ÷ P50 while no job has finished here: shared cores alone vary by ±25 %, the guesses do the rest
+LEAST_SPREAD = 1.3  # P90 ÷ P50 at least, when few finished jobs happen to agree
+PROCESS_BYTES = 700_000_000  # an idle Python with torch and transformers
+SLACK_BYTES = 64_000_000  # log, packed rows, adapter and its checkpoints of a small job
+PROBE = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+
+
+def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = None) -> Plan:
+    """Check a request and predict size, space, memory and time.
+
+    Args:
+        request: the routed request.
+        home: MEETARA_HOME, for free space and for what earlier jobs took.
+        tiers: configs' tiers; None: read from configs/.
+
+    Raises:
+        LabError: INVALID_PARAMS, NOT_FOUND (base), BAD_DATA (data set or base), NO_SPACE, NO_CAPACITY; each names the
+            field or the file.
+    """
+    tiers = tiers or configs.load().tiers
+    chosen = parameters(request.request, request.route, tiers)
+    base = bases.read(bases.resolve(request.route.base))
+    tokenizer = checked_tokenizer(base)
+    length = chosen.sequence_length
+    context = base.config.get("max_position_embeddings")
+    if context and length > context:
+        raise LabError(
+            Code.INVALID_PARAMS, f"parameters.sequence_length is {length}, but the base reads at most {context} tokens.",
+            advice=f"Give at most {context}.", field="parameters.sequence_length",
+        )  # fmt: skip
+    source = data.source(request.request)
+    refuse_markers(source.train.uri, "dataset", source.rows.train, base)
+    held_out_uri = source.evaluation.uri if source.evaluation else source.train.uri
+    refuse_markers(held_out_uri, "eval_dataset" if source.evaluation else "dataset", source.rows.held_out, base)
+    train = data.fitting(data.encode(tokenizer, source.rows.train, length), length, "training")
+    held_out = data.fitting(data.encode(tokenizer, source.rows.held_out, length), length, "held-out")
+    rows = len(packing.bins([len(sample.ids) for sample in train.samples], length))
+    steps = optimiser_steps(rows, train.tokens, chosen)
+    weights = base.parameters
+    file_bytes = sizes.file_bytes(
+        {**base.config, "tie_word_embeddings": base.tied},
+        sizes.vocabulary_bytes(base.folder, base.config["vocab_size"]), chosen.quantisation,
+    )  # fmt: skip
+    predicted = uncalibrated_seconds(weights, steps, chosen, machine.flops(home))
+    p50, p90 = _quantiles(predicted, machine.calibration(machine.finished(home), str(base.folder)))
+    result = Plan(
+        rows=len(source.rows.train), held_out_rows=len(source.rows.held_out), tokens=train.tokens, steps=steps,
+        parameters={**chosen.model_dump(), **source.digests},
+        base_parameters=weights, file_bytes=file_bytes, disk_bytes=disk_bytes(weights, file_bytes, base, chosen),
+        memory_bytes=training_memory(base, chosen), seconds_p50=p50, seconds_p90=p90,
+        warnings=list(_warnings(source, train, held_out)),
+    )  # fmt: skip
+    check_machine(result, home)
+    return result
+
+
+def parameters(request: TrainRequest, route: Route, tiers: Mapping[str, Tier]) -> Parameters:
+    """Return the tier's parameters with the request's own values.
+
+    Raises:
+        LabError: INVALID_PARAMS, naming the field.
+    """
+    if route.tier not in tiers:
+        raise LabError(
+            Code.INVALID_PARAMS, f"The tier {route.tier} is not in this factory's configs.",
+            advice=f"Known are {', '.join(tiers)}.", field="tier",
+        )  # fmt: skip
+    chosen = tiers[route.tier].parameters.overridden(request.parameters)
+    if request.quantisation is None:
+        return chosen
+    try:
+        return chosen.overridden({"quantisation": request.quantisation})
+    except LabError as error:
+        raise LabError(
+            Code.INVALID_PARAMS, error.message.removeprefix("parameters."), advice=error.advice, field="quantisation"
+        ) from error
+
+
+def checked_tokenizer(base: Base) -> LightTokenizer:
+    """Load the base's tokenizer and try its chat template.
+
+    Raises:
+        LabError: BAD_DATA with field `base`: unreadable, larger than the embedding, or answers without an end.
+    """
+    tokenizer = LightTokenizer(base)
+    if tokenizer.size > base.config["vocab_size"]:
+        raise LabError(
+            Code.BAD_DATA, f"The tokenizer in {base.folder} has {tokenizer.size} tokens, "
+            f"but the model's embedding only {base.config['vocab_size']}.",
+            advice="Tokens were added without the model; use the tokenizer that belongs to it.",
+            field="base", file=str(base.folder),
+        )  # fmt: skip
+    chat.samples(tokenizer, PROBE, 1024)
+    return tokenizer
+
+
+def refuse_markers(uri: str, field: str, rows: Iterable[Row], base: Base) -> None:
+    """Refuse rows whose text holds the base's own chat markers: they would end or forge a turn.
+
+    Raises:
+        LabError: BAD_DATA with file and line.
+    """
+    extra = base.tokenizer_config.get("additional_special_tokens") or []
+    named = [item["content"] if isinstance(item, dict) else item for item in extra] + [base.token("eos_token")]
+    markers = [marker for marker in named if marker and marker.startswith("<|")]
+    hits = [
+        (row.line, marker) for row in rows for marker in markers
+        if any(marker in turn["content"] for turn in row.messages)
+    ]  # fmt: skip
+    if hits:
+        listed = ", ".join(f"line {line} ({marker})" for line, marker in hits[:5])
+        raise LabError(
+            Code.BAD_DATA, f"The data set {uri} has text with the base's own chat markers: {listed}.",
+            advice="Remove the markers; the factory writes them itself.", field=field, file=uri, line=hits[0][0],
+        )  # fmt: skip
+
+
+def optimiser_steps(rows: int, tokens: int, chosen: Parameters) -> int:
+    """Return the steps until the first limit, at least one.
+
+    Rows count as equally full, so `max_tokens` may end the real training a step earlier or later.
+    """
+    limits: list[float] = [chosen.max_steps or math.inf]
+    if chosen.max_epochs is not None:
+        limits.append(math.ceil(max(1, round(chosen.max_epochs * rows)) / chosen.batch_size))
+    if chosen.max_tokens is not None:
+        limits.append(max(1, int(chosen.max_tokens / (tokens / rows * chosen.batch_size))))
+    return int(min(limits))
+
+
+def uncalibrated_seconds(weights: int, steps: int, chosen: Parameters, flops: float) -> float:
+    """Predict a job's seconds by arithmetic alone: coarse, right within a factor of three.
+
+    It knows nothing of attention, of other work on the machine, or of a GPU; finished jobs correct it.
+    """
+    tokens = steps * chosen.batch_size * chosen.sequence_length * (1 + CONTROL_SHARE)
+    return FIXED_S + FLOPS_PER_TOKEN * weights * tokens / (flops * EFFICIENCY)
+
+
+def _quantiles(predicted: float, found: tuple[float, float] | None) -> tuple[float, float]:
+    if found is None:
+        return predicted, predicted * UNSURE
+    median, ninetieth = found
+    return predicted * median, predicted * max(ninetieth, median * LEAST_SPREAD)
+
+
+def adapter_weights(base: Base, rank: int) -> int:
+    """Return the LoRA's weights on all linear layers: rank × (in + out) of each."""
+    return sum(
+        rank * sum(shape) for name, shape in base.shapes.items()
+        if len(shape) == 2 and ".layers." in name
+    )  # fmt: skip
+
+
+def disk_bytes(weights: int, file_bytes: int, base: Base, chosen: Parameters) -> int:
+    """Predict the bytes under the home: merged and F16 files, the result and its published copy, the checkpoints."""
+    merged = 4 * weights  # 32-bit at most
+    f16 = 2 * 2 * weights  # the tuned model's, and the base's that the gates compare with
+    checkpoints = 2 * 3 * 4 * adapter_weights(base, chosen.lora_r)  # two of them, weights and two moments
+    return merged + f16 + 2 * file_bytes + checkpoints + SLACK_BYTES
+
+
+def training_memory(base: Base, chosen: Parameters) -> int:
+    """Predict the peak of training in bytes: 32-bit base, adapter with moments, activations of one row, the process.
+
+    One row, because a step that does not fit is run in smaller parts. Per token and layer, about 16 vectors of the
+    model's width and 5 of the feed-forward's are kept for the backward pass, and three of the vocabulary's for the loss.
+    """
+    config = base.config
+    kept: int = config["num_hidden_layers"] * (16 * config["hidden_size"] + 5 * config["intermediate_size"])
+    activations: int = 4 * chosen.sequence_length * (kept + 3 * config["vocab_size"])
+    return PROCESS_BYTES + 4 * base.parameters + 16 * adapter_weights(base, chosen.lora_r) + activations
+
+
+def check_machine(wanted: Plan, home: Path) -> None:
+    """Refuse what does not fit this machine.
+
+    Raises:
+        LabError: NO_SPACE or NO_CAPACITY with the sums.
+    """
+    try:
+        free = machine.free_bytes(home)
+    except ValueError as error:
+        raise LabError(
+            Code.CONFIGURATION, f"{machine.DISK_LIMIT} is not a whole number of bytes.",
+            advice="Correct or unset the environment variable.", field=machine.DISK_LIMIT,
+        ) from error  # fmt: skip
+    if wanted.disk_bytes > free:
+        raise LabError(
+            Code.NO_SPACE,
+            f"The job needs {_mb(wanted.disk_bytes)} under {home}, but only {_mb(free)} may be used there.",
+            advice=f"Free {_mb(wanted.disk_bytes - free)}, or set MEETARA_HOME to a larger disk"
+            f" (or {machine.DISK_LIMIT}, if it is set, to more).",
+            needed_bytes=wanted.disk_bytes, free_bytes=free, file=str(home),
+        )  # fmt: skip
+    memory = machine.memory_bytes()
+    if wanted.memory_bytes > memory:
+        raise LabError(
+            Code.NO_CAPACITY,
+            f"Training needs about {_mb(wanted.memory_bytes)} of memory, but this machine has {_mb(memory)}.",
+            advice="Choose a smaller base, lower parameters.sequence_length, or a larger machine.",
+            needed_bytes=wanted.memory_bytes, memory_bytes=memory,
+        )  # fmt: skip
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _warnings(source: data.Source, train: data.Encoded, held_out: data.Encoded) -> Iterable[str]:
+    if source.train.duplicates:
+        yield f"{source.train.duplicates} rows of the data set are exact duplicates and were dropped."
+    if source.rows.withheld:
+        yield f"{source.rows.withheld} training rows were removed because their question or answer is in the evaluation."
+    if source.rows.unused:
+        yield f"{source.rows.unused} evaluation rows are not used; {len(source.rows.held_out)} are enough to measure by."
+    for name, encoded in (("training", train), ("held-out", held_out)):
+        if encoded.truncated:
+            yield f"{encoded.truncated} {name} answers are longer than sequence_length and lose their end."
+        if encoded.skipped:
+            yield f"{encoded.skipped} {name} rows have a question that fills sequence_length and were left out."
+
+
+def run(job: Job) -> StageResult:
+    """Check again where the job really runs, and keep the plan: the base may be gone, the disk fuller.
+
+    Raises:
+        LabError: as `plan`, for base and machine.
+    """
+    base = bases.read(job.base)
+    checked_tokenizer(base)
+    check_machine(job.run.plan, job.home)
+    file = job.path(Stage.PLAN, "plan.json")
+    file.write_text(json.dumps(job.run.plan.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    chosen = Parameters(**{name: job.parameters[name] for name in Parameters.model_fields})
+    predicted = uncalibrated_seconds(base.parameters, job.run.plan.steps, chosen, machine.flops(job.home))
+    return StageResult(files=[file], results={"base": str(base.folder), "uncalibrated_seconds": predicted})

@@ -1,0 +1,104 @@
+"""Stage publish: the file goes into the artefact store under its own sha256, with its manifest and model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from agents.gguf_factory import card, convert, pipeline, quantise, toolchain
+from agents.gguf_factory.job import MANIFEST, Job, StageResult
+from protocol.job import Artefact, Stage
+
+PACKAGES = ("torch", "transformers", "peft", "llama-cpp-python")
+BEFORE = tuple(stage for stage in Stage if stage is not Stage.PUBLISH)
+
+
+def run(job: Job) -> StageResult:
+    """Write home/artefacts/<sha256>/ with the GGUF, manifest.json and README.md; the file itself is never overwritten.
+
+    Raises:
+        FileNotFoundError: a stage before this one is not finished.
+    """
+    source = job.path("quantise", quantise.file_name(job))
+    digest = convert.file_sha256(source)
+    store = job.home / "artefacts" / digest
+    store.mkdir(parents=True, exist_ok=True)
+    job.progress(note="publishing")
+    target = store / source.name
+    if not (target.is_file() and convert.file_sha256(target) == digest):
+        copy_durably(source, target)
+    facts = manifest(job, source, digest)
+    pipeline.write_durably(store / MANIFEST, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    pipeline.write_durably(store / "README.md", card.card(facts))
+    artefacts = [
+        artefact(kind, store / name)
+        for kind, name in (("gguf", source.name), ("manifest", MANIFEST), ("card", "README.md"))
+    ]
+    results = {"artefacts": [item.model_dump(mode="json") for item in artefacts]}
+    return StageResult(results=results, artefacts=artefacts)
+
+
+def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
+    """Return everything that is known of a file: request, parameters, plan, data, results, gates, versions, lineage."""
+    stages = {stage.value: job.read_manifest(stage) for stage in BEFORE if job.path(stage, MANIFEST).is_file()}
+    run = job.run
+    return {
+        "file": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size},
+        "job": run.job,
+        "domain": run.route.domain,
+        "tier": run.route.tier,
+        "request": run.request.model_dump(mode="json"),
+        "parameters": job.parameters,
+        "plan": run.plan.model_dump(mode="json"),
+        "base": {"name": base_name(run.route.base), "sha256": convert.identity(job.base)},
+        "data": {name: value for name, value in job.parameters.items() if name.endswith("_sha256")},
+        "results": {name: stage["results"] for name, stage in stages.items()},
+        "gates": stages.get("validate", {}).get("gates", {}),
+        "seconds": round(sum(stage["seconds"] for stage in stages.values()), 3),
+        "stage_seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "versions": {
+            **{name: _version(name) for name in PACKAGES}, "python": platform.python_version(),
+            "converter_sha256": toolchain.LIST_SHA256,
+        },
+        "lineage": {name: stage["files"] for name, stage in stages.items()},
+    }  # fmt: skip
+
+
+def base_name(base: str) -> str:
+    """Return a hub name as it is, and a folder's last name: where it lies on this machine is nobody's business."""
+    return Path(base).name if Path(base).is_absolute() else base
+
+
+def artefact(kind: str, path: Path) -> Artefact:
+    """Describe a stored file."""
+    return Artefact(kind=kind, uri=path.resolve().as_uri(), sha256=convert.file_sha256(path), bytes=path.stat().st_size)
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file so that after a crash the target is either whole or not there."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with source.open("rb") as reader, temporary.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

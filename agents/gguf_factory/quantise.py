@@ -1,0 +1,168 @@
+"""Stage quantise: llama.cpp's own quantiser with an importance matrix of the domain's training text.
+
+    python -m agents.gguf_factory.quantise IN OUT TYPE [IMATRIX]   # what the stage starts as a process of its own
+
+The quantiser is one long C call; only a process can be stopped in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agents.gguf_factory import child, lifeline, toolchain
+from agents.gguf_factory.gguf_header import Header, read_header
+from agents.gguf_factory.job import Job, StageResult, Stopped, never
+from protocol import Code, LabError
+
+FTYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
+    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "BF16": 32,
+}  # fmt: skip
+"""Quantisations that a job may ask for, with llama.h's LLAMA_FTYPE_MOSTLY_* numbers."""
+
+DEFAULT = "Q4_K_M"
+K_TYPES = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+IMATRIX = "imatrix.safetensors"
+THREADS = 2
+
+
+def ftype(name: str) -> int:
+    """Return llama.cpp's number of a quantisation.
+
+    Raises:
+        LabError: INVALID_PARAMS with field `quantisation` and the known names.
+    """
+    if name not in FTYPES:
+        raise LabError(
+            Code.INVALID_PARAMS, f"the quantisation {name!r} is not known.",
+            advice=f"Use one of {', '.join(FTYPES)}.", field="quantisation",
+        )  # fmt: skip
+    return FTYPES[name]
+
+
+def file_name(job: Job) -> str:
+    """Return the product's name: <domain>-<type>.gguf."""
+    return f"{job.run.route.domain}-{job.parameters.get('quantisation', DEFAULT)}.gguf"
+
+
+def run(job: Job) -> StageResult:
+    """Write quantise/<domain>-<type>.gguf.
+
+    Raises:
+        LabError: INVALID_PARAMS for an unknown type, TOOLCHAIN where the quantiser fails.
+        Stopped: a stop was asked for.
+    """
+    name = str(job.parameters.get("quantisation", DEFAULT))
+    ftype(name)
+    source, target = job.path("convert", "model-f16.gguf"), job.path("quantise", file_name(job))
+    matrix = job.path("quantise", IMATRIX)
+    job.progress(note="measuring which weights matter")
+    tokens = _importance(job, read_header(source), matrix)
+    job.progress(note=f"quantising to {name}")
+    quantise(source, target, name, matrix, stop=job.stop)
+    header = read_header(target)
+    results: dict[str, Any] = {
+        "type": name, "bytes": target.stat().st_size, "bits_per_weight": header.bits_per_weight,
+        "fallback_percent": fallback_percent(header, name), "imatrix_tokens": tokens,
+        "types": {kind: sum(tensor.type == kind for tensor in header.tensors)
+                  for kind in sorted({tensor.type for tensor in header.tensors})},
+    }  # fmt: skip
+    return StageResult(files=[target, matrix], results=results)
+
+
+def quantise(source: Path, target: Path, name: str, matrix: Path | None, *, stop: Any = never) -> None:
+    """Quantise an F16 GGUF in a process of its own; the file appears whole or not at all.
+
+    Raises:
+        LabError: INVALID_PARAMS, TOOLCHAIN.
+        Stopped: `stop` was true.
+    """
+    ftype(name)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    extra = [matrix] if matrix else []
+    try:
+        child.run(
+            child.module("agents.gguf_factory.quantise", source, temporary, name, *extra),
+            output=target.with_suffix(".log"), stop=stop, what="the quantiser",
+        )  # fmt: skip
+        read_header(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fallback_percent(header: Header, name: str) -> float:
+    """Return which share of the matrices' weights has another kind of type than was asked for, in percent.
+
+    Rows that are no multiple of 256 (k-quants) or 32 (others) cannot have it and take more bits.
+    """
+    kinds = K_TYPES if "_K" in name else {name}
+    matrices = [tensor for tensor in header.tensors if len(tensor.shape) > 1]
+    total = sum(tensor.weights for tensor in matrices)
+    if name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        kinds = {name, "Q6_K"}  # llama.cpp gives the output layer of these types 6 bits on purpose
+    return 100 * sum(tensor.weights for tensor in matrices if tensor.type not in kinds) / total
+
+
+def _importance(job: Job, header: Header, path: Path) -> int:
+    """Measure and write the importance matrix; return the tokens that it is made from."""
+    from agents.gguf_factory import chat, imatrix, lora
+
+    model = lora.load_base(job.path("merge", "model")).eval()
+    tokenizer = chat.load(job.path("merge", "model"))
+    architecture = str(header.values["general.architecture"])
+    blocks = int(header.values[f"{architecture}.block_count"])
+    home = toolchain.check()
+
+    def texts() -> Iterator[list[int]]:
+        length = int(job.parameters.get("sequence_length", 512))
+        with job.path("data", "train.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                for sample in chat.samples(tokenizer, json.loads(line)["messages"], length):
+                    yield sample.ids
+
+    matrix, tokens = imatrix.measure(
+        model, texts(), lambda modules: toolchain.tensor_names(home, architecture, blocks, modules), stop=job.stop
+    )
+    if job.stop():
+        raise Stopped("quantise was stopped")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imatrix.save(matrix, path)
+    return tokens
+
+
+def _quantise_here(source: Path, target: Path, name: str, matrix: Path | None) -> int:
+    """Call the quantiser; returns its status, 0 when all went well."""
+    import llama_cpp
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = ftype(name)
+    options.nthread = THREADS
+    arrays = load_file(matrix) if matrix else {}
+    kept = {key: np.ascontiguousarray(values, dtype=np.float32) for key, values in sorted(arrays.items())}
+    entries = (llama_cpp.llama_model_imatrix_data * (len(kept) + 1))()  # the last one stays empty: it ends the list
+    for entry, (key, values) in zip(entries, kept.items(), strict=False):
+        entry.name = key.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    if kept:
+        options.imatrix = ctypes.cast(entries, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
+    return int(llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(options)))
+
+
+def main(arguments: list[str]) -> int:
+    lifeline.die_with_parent()
+    source, target, name, *extra = arguments
+    return 1 if _quantise_here(Path(source), Path(target), name, Path(extra[0]) if extra else None) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

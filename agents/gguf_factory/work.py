@@ -1,0 +1,198 @@
+"""The process of one job: runs the stages and writes what happens as JSON lines.
+
+    python -m agents.gguf_factory.work JOBDIR   # reads job.json (a RunRequest); exit code 0 done, 3 stopped, 1 failed
+    python -m agents.gguf_factory.work --plan   # PlanRequest on stdin, {"plan": …} or {"error": …} on stdout
+
+Nothing but those lines goes to stdout; whatever libraries print goes to stderr. SIGTERM asks for a stop: the stage
+saves what it has and the process ends. It dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from pydantic import ValidationError
+
+from agents.gguf_factory import lifeline
+from agents.gguf_factory.job import Job, Stopped
+from protocol import Code, LabError, Retry
+from protocol.job import PlanRequest, RunRequest, Stage
+
+DONE, FAILED, STOPPED = 0, 1, 3
+NICENESS = 5  # the agents must stay able to renew leases while a job takes every core
+PROGRESS_S = 0.5  # twice a second is as often as a person's eye follows
+LOCK_WAIT_S = 10.0  # a predecessor that was just killed may take a moment to let go of its memory and its lock
+
+
+class Lines:
+    """Writes JSON lines; progress at most every PROGRESS_S seconds, unless it has a note or a new stage."""
+
+    def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self.out = out
+        self.clock = clock
+        self.stage = Stage.PLAN.value
+        self.last = -PROGRESS_S
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write one line at once."""
+        if line["kind"] == "stage_started":
+            self.stage, self.last = line["stage"], -PROGRESS_S
+        self.out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.out.flush()
+
+    def progress(self, **facts: Any) -> None:
+        """Write a progress line, or leave it out when the last one is too fresh."""
+        now = self.clock()
+        if not facts.get("note") and now - self.last < PROGRESS_S:
+            return
+        self.last = now
+        self.write({"kind": "progress", "stage": self.stage, **facts})
+
+
+def private_stdout() -> TextIO:
+    """Return the real stdout for this module alone; from here on, what is printed goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    return out
+
+
+def work(folder: Path, out: TextIO) -> int:
+    """Run the job in a folder to its end and return the exit code."""
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the lab, which then asks by SIGTERM
+    lines = Lines(out)
+    try:
+        run = _read(folder)
+        _lock(folder)
+        job = Job(run, folder, home=folder.parent.parent, progress=lines.progress, stop=lambda: stopping)
+        from agents.gguf_factory import pipeline
+
+        manifests = pipeline.run(job, lines.write)
+        lines.write({"kind": "done", **_outcome(manifests)})
+        _remember(job, manifests)
+    except Stopped as stopped:
+        stage = stopped.args[0] if stopped.args else lines.stage
+        lines.write({"kind": "stopped", "stage": str(getattr(stage, "value", stage))})
+        return STOPPED
+    except LabError as error:
+        print(f"{lines.stage}: {error}", file=sys.stderr)
+        return _failed(lines, error)
+    except MemoryError:
+        advice = "Choose a smaller base, lower parameters.sequence_length, or a larger machine."
+        problem = f"The machine ran out of memory in the stage {lines.stage}."
+        return _failed(lines, LabError(Code.NO_CAPACITY, problem, advice=advice, retry=Retry.OTHER_WORKER))
+    except Exception as error:  # noqa: BLE001 - the process's last word: whatever went wrong must reach the conductor
+        traceback.print_exc()
+        where = f"see {folder / 'log.txt'}"
+        problem = f"The stage {lines.stage} failed: {type(error).__name__}: {error}; {where}."
+        if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+            return _failed(lines, LabError(Code.NO_SPACE, problem, advice="Free some space.", retry=Retry.LATER))
+        return _failed(lines, LabError(Code.INTERNAL, problem, retry=Retry.LATER))
+    return DONE
+
+
+def _failed(lines: Lines, error: LabError) -> int:
+    lines.write({"kind": "failed", "stage": lines.stage, "error": error.body().model_dump(mode="json")})
+    return FAILED
+
+
+def _read(folder: Path) -> RunRequest:
+    file = folder / "job.json"
+    try:
+        return RunRequest.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(Code.NOT_FOUND, f"{file} cannot be read ({error}).", file=str(file)) from error
+    except ValidationError as error:
+        raise LabError.from_validation(error, str(file)) from error
+
+
+def _lock(folder: Path) -> None:
+    """Make sure that no other process works in this folder; the lock is held until this one ends."""
+    descriptor = os.open(folder / "work.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                problem = f"Another process works in {folder}."
+                raise LabError(Code.BUSY, problem, advice="Wait for it to end.", retry=Retry.LATER) from error
+            time.sleep(0.1)
+
+
+def _outcome(manifests: Mapping[Stage, Mapping[str, Any]]) -> dict[str, Any]:
+    """Gather artefacts, gates and numbers; a name that two stages use keeps the stage's name before it in the later."""
+    artefacts: list[Any] = []
+    gates: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    for stage, manifest in manifests.items():
+        artefacts += manifest["artefacts"]
+        gates |= manifest["gates"]
+        for name, value in manifest["results"].items() if stage is not Stage.PLAN else ():  # predictions
+            results[name if name not in results else f"{stage.value}_{name}"] = value
+        results[f"{stage.value}_seconds"] = manifest["seconds"]
+    results["seconds"] = round(sum(manifest["seconds"] for manifest in manifests.values()), 3)
+    return {"artefacts": artefacts, "gates": gates, "results": results}
+
+
+def _remember(job: Job, manifests: Mapping[Stage, Mapping[str, Any]]) -> None:
+    """Keep what the job took, so that the next plan on this base is better."""
+    from agents.gguf_factory import machine
+
+    seconds = sum(manifest["seconds"] for manifest in manifests.values())
+    facts = manifests[Stage.PLAN]["results"]
+    finished = machine.Finished(facts["base"], job.run.plan.tokens, facts["uncalibrated_seconds"], seconds)
+    machine.remember(job.home, finished)
+
+
+def make_plan(text: str, home: Path) -> dict[str, Any]:
+    """Return {"plan": …} or {"error": …} for a PlanRequest's JSON."""
+    from agents.gguf_factory.plan import plan
+
+    try:
+        return {"plan": plan(PlanRequest.model_validate_json(text), home).model_dump(mode="json")}
+    except ValidationError as error:
+        return {"error": LabError.from_validation(error, "plan request").body().model_dump(mode="json")}
+    except LabError as error:
+        return {"error": error.body().model_dump(mode="json")}
+
+
+def main(arguments: list[str]) -> int:
+    out = private_stdout()
+    lifeline.die_with_parent()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__, file=out)
+        return DONE if arguments else FAILED
+    if arguments[0] == "--plan":
+        from configs import Settings
+
+        answer = make_plan(sys.stdin.read(), Settings.read().home)
+        out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        out.flush()
+        return DONE if "plan" in answer else FAILED
+    with contextlib.suppress(PermissionError):  # the starter already made it the leader of a session
+        os.setpgid(0, 0)
+    os.nice(NICENESS)
+    return work(Path(arguments[0]).resolve(), out)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""The queue for slots: which waiting job gets which free slot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from agents.gpu_orchestrator.offers import Machine
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that waits. `avoid`: machines on which it failed, taken only when there is no other."""
+
+    job: str
+    priority: int
+    submitted_at: datetime
+    memory_bytes: int
+    avoid: frozenset[str] = frozenset()
+
+
+def assign(waiting: Iterable[Waiting], machines: Sequence[Machine]) -> list[tuple[Waiting, str]]:
+    """Pair waiting jobs with machines that have a free slot and the memory.
+
+    Highest priority first, then the oldest. A job that fits nowhere now does not hold up those behind it. A job leaves the
+    machines it avoids alone as long as another machine that could ever hold it is online.
+
+    Returns:
+        (job, machine's name) in the order of the grants.
+    """
+    free = {machine.name: machine for machine in machines if machine.free > 0}
+    pairs: list[tuple[Waiting, str]] = []
+    for job in sorted(waiting, key=lambda job: (-job.priority, job.submitted_at, job.job)):
+        able = {
+            machine.name for machine in machines
+            if machine.slots > 0 and machine.device is not None and machine.device.memory_bytes >= job.memory_bytes
+        }  # fmt: skip
+        wanted = able - job.avoid or able
+        fitting = [m for m in free.values() if m.name in wanted and m.free_memory_bytes >= job.memory_bytes]
+        if not fitting:
+            continue
+        best = min(fitting, key=lambda machine: (-machine.free, -machine.free_memory_bytes, machine.name))
+        pairs.append((job, best.name))
+        free[best.name] = replace(
+            best, free=best.free - 1, free_memory_bytes=best.free_memory_bytes - job.memory_bytes
+        )
+        if free[best.name].free < 1:
+            del free[best.name]
+    return pairs

@@ -1,0 +1,65 @@
+"""The router's shell: a request comes in, goes on to the conductor with its route, and the conductor's answer goes back."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from agents.router import core
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from configs import Configs, load
+from protocol import Code, JobSnapshot, LabError, MCPMessage, State, TrainRequest
+from protocol.ids import valid_job_id
+
+
+class RouterAgent(BaseAgent):
+    """Serves `train.submit`. It answers when the conductor has reserved or refused the job."""
+
+    role: ClassVar[str] = "router"
+
+    def __init__(self, wiring: Wiring, configs: Configs | None = None) -> None:
+        self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
+        super().__init__(wiring)
+        self.message_handlers["train.submit"] = self._submit
+        self.reply_handlers["train.route"] = self._answered
+
+    def _submit(self, message: MCPMessage, tx: Transaction) -> Deferred:
+        request = cast(TrainRequest, self.params(message))
+        routed = core.routed(message, request, self._configs)
+        tx.call(
+            "train.route", routed, key=message.id, id=f"{routed.job}:route", priority=max(message.priority, request.priority)
+        )
+        return DEFERRED
+
+    def _answered(self, answer: Answer, tx: Transaction) -> None:
+        outcome = answer.error or answer.result
+        if outcome is not None:
+            tx.reply(answer.key, outcome)
+
+    def refused(self, message: MCPMessage, error: LabError, tx: Transaction) -> bool:
+        """Publish a refused state for a request that had no response topic; the bus calls this.
+
+        Only for what the router itself refuses: a job that the conductor refuses has its state from there.
+
+        Returns:
+            Whether the person can read the reason at `job/{id}/state`; if not, the message belongs on `dead/router`.
+        """
+        if error.code is Code.CONFLICT:
+            return False  # the id belongs to another request, whose state must stay
+        if message.generated_id or not valid_job_id(message.id):
+            return False
+        tx.publish("job_state", _refused_snapshot(message, error, tx), job=message.id)
+        return True
+
+
+def _refused_snapshot(message: MCPMessage, error: LabError, tx: Transaction) -> JobSnapshot:
+    """Return the state of a request that never became a job; what the request did not say is empty."""
+
+    def text(name: str, default: str = "") -> str:
+        value: Any = message.data.get(name)
+        return value if isinstance(value, str) else default
+
+    return JobSnapshot(
+        job=message.id, state=State.REFUSED, stage=None, attempt=0, domain=text("domain"), tier=text("tier"),
+        profile=text("profile", "edge"), cost_usd=0.0, quality_percent=None, artefacts=[], gates={},
+        reason=str(error), priority=message.priority, at=tx.now,
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""Routing by name: pure functions from a request and the configuration to a route."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+
+from configs import Configs, Tier, resolve_base
+from protocol import Code, LabError, MCPMessage, TrainRequest
+from protocol.ids import valid_job_id
+from protocol.job import Route, RoutedRequest
+
+
+def route(request: TrainRequest, configs: Configs) -> Route:
+    """Resolve a request's domain, tier and base.
+
+    Raises:
+        LabError: UNKNOWN_DOMAIN with the nearest names; INVALID_PARAMS for an unknown tier or a parameter that is wrong.
+    """
+    domain = configs.domains.get(request.domain)
+    if domain is None:
+        raise LabError(
+            Code.UNKNOWN_DOMAIN, f"domain: {request.domain!r} is no domain of this lab.",
+            advice=_nearest(request.domain, configs.domains) or "Add it under `custom:` in cloud-optimized-domain-mapping.yaml.",
+            field="domain", nearest=nearest(request.domain, configs.domains),
+        )  # fmt: skip
+    tier = _tier(request, domain.tier, configs)
+    # Parameters are refused here, at the caller, rather than after a plan was asked for.
+    tier.parameters.overridden(request.parameters)
+    if request.quantisation is not None:
+        tier.parameters.overridden({"quantisation": request.quantisation}, prefix="")
+    return Route(
+        domain=domain.name, category=domain.category, tier=tier.name, base=resolve_base(request.base or tier.base),
+        voice=domain.voice, empathy=domain.empathy, quality_floor=domain.quality_floor,
+        safety_critical=domain.safety_critical,
+    )  # fmt: skip
+
+
+def _tier(request: TrainRequest, domain_tier: str, configs: Configs) -> Tier:
+    name = request.tier or configs.default_tier or domain_tier
+    if name not in configs.tiers:
+        raise LabError(
+            Code.INVALID_PARAMS, f"tier: {name!r} is no tier of this lab.",
+            advice=f"Known tiers are {', '.join(configs.tiers)}.", field="tier", known=list(configs.tiers),
+        )  # fmt: skip
+    return configs.tiers[name]
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return the known names that are most like `name`, best first; none if nothing is alike."""
+    wanted = name.strip().lower().replace("-", "_").replace(" ", "_")
+    names = list(known)
+    alike = difflib.get_close_matches(wanted, names, n=count, cutoff=0.6)
+    parts = [other for other in names if other not in alike and set(wanted.split("_")) & set(other.split("_"))]
+    return (alike + parts)[:count]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = nearest(name, known)
+    return f"Did you mean {' or '.join(names)}?" if names else ""
+
+
+def job_id(message: MCPMessage) -> str:
+    """Return the id of the job that a message asks for: the client's id, or the message's own where it gave none.
+
+    Raises:
+        LabError: INVALID_PARAMS; the client's id cannot name a topic level and a folder.
+    """
+    if not message.generated_id and not valid_job_id(message.id):
+        raise LabError(
+            Code.INVALID_PARAMS, f"id: {message.id!r} cannot be a job's id.",
+            advice="Use at most 64 letters, digits, '_', '-' or '.', starting with a letter or digit and without '..'.",
+            field="id",
+        )  # fmt: skip
+    return message.id
+
+
+def digest(request: TrainRequest) -> str:
+    """Return the sha256 (hex) of a request's canonical JSON: keys sorted, no spaces, defaults filled in."""
+    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def routed(message: MCPMessage, request: TrainRequest, configs: Configs) -> RoutedRequest:
+    """Return what goes to the conductor.
+
+    Raises:
+        LabError: as `job_id` and `route` do.
+    """
+    return RoutedRequest(job=job_id(message), digest=digest(request), request=request, route=route(request, configs))

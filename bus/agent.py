@@ -1,0 +1,483 @@
+"""The base of all agents: a store, a session, and the three tables of handlers.
+
+A message is acknowledged after the transaction that handled or stored it. A call made here is sent until its reply is
+in the store. Handlers are synchronous and run inside the transaction; what takes long answers later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import aiomqtt
+import structlog
+from pydantic import BaseModel
+
+from bus.dead import DeadLetter
+from bus.inbox import ATTEMPTS, Handler, Inbox, Outgoing, parameters
+from bus.logs import configure
+from bus.session import RECEIVE_MAXIMUM, BrokerAddress, Incoming, Session, Will
+from bus.store import Store
+from bus.tasks import end, within
+from bus.transaction import Answer, Transaction
+from protocol.envelope import MCPMessage, Reply
+from protocol.errors import Code, LabError
+from protocol.machine import Card, Presence
+from protocol.methods import METHODS, served_by
+from protocol.topics import BY_NAME, Topics
+
+REPEAT = (1.0, 30.0)
+"""Seconds until an unanswered call is sent again: first and longest; doubles in between."""
+RECONNECT = (0.1, 3.0)
+"""Seconds between connection attempts: first and longest."""
+FLUSH_LIMIT = 2.0
+"""Seconds that a stopping agent spends on sending what is due."""
+
+BATCH_PUBLICATIONS = 32
+"""Publications and calls taken at once for sending; the broker's own Receive Maximum towards us is larger."""
+
+ReplyHandler = Callable[[Answer, Transaction], None]
+TimerHandler = Callable[[str, dict[str, Any], Transaction], None]
+Watcher = Callable[[str, bytes], None]
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What an agent is given: who it is, where its home and its broker are, and the clock."""
+
+    agent: str
+    home: Path
+    broker: BrokerAddress
+    lab: str = "lab"
+    now: Callable[[], datetime] = utc_now
+
+
+class BaseAgent:
+    """An agent. Subclasses set `role`, fill the handler tables in `__init__`, and may override the hooks."""
+
+    role: ClassVar[str]
+    migrations: ClassVar[tuple[str, ...]] = ()
+    synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "NORMAL"
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self.agent = wiring.agent
+        self.home = wiring.home
+        self.now = wiring.now
+        self.topics = Topics(wiring.lab)
+        self.log = structlog.get_logger()
+        self.message_handlers: dict[str, Handler] = {}
+        self.reply_handlers: dict[str, ReplyHandler] = {}
+        self.timer_handlers: dict[str, TimerHandler] = {}
+        self.store = Store(
+            wiring.home / "agents" / f"{wiring.agent}.db", synchronous=self.synchronous, migrations=self.migrations
+        )
+        self._inbox = Inbox(self.role, self.message_handlers, self.refused)
+        self._watchers: list[tuple[str, Watcher]] = []
+        self._replies: deque[tuple[str, bytes, bytes | None]] = deque()
+        self._send = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._session: Session | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._failure: BaseException | None = None
+        self._open: Transaction | None = None
+
+    # hooks
+
+    def card(self) -> Card:
+        """What this agent tells about itself."""
+        methods = {name: method.digest for name, method in served_by(self.role).items()}
+        return Card(agent=self.agent, role=self.role, version=version("meetara-lab"), methods=methods)
+
+    def refused(self, message: MCPMessage, error: LabError, tx: Transaction) -> bool:
+        """Tell of a refused call that has no response topic; False sends it to the dead letters."""
+        return False
+
+    async def started(self) -> None:
+        """Called once, when the agent is connected and subscribed for the first time."""
+
+    async def stopping(self) -> None:
+        """Called on SIGTERM while the agent is still connected."""
+
+    # for handlers and background tasks
+
+    def params(self, message: MCPMessage) -> Any:
+        """Return a call's params as its method's model."""
+        return parameters(message)
+
+    def watch(self, topic_filter: str, callback: Watcher) -> None:
+        """Listen to a topic filter of the lab (cards, presence). Call in `__init__`."""
+        self._watchers.append((topic_filter, callback))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Open a transaction; on leaving it is committed, its actions run, and what it sends is on its way."""
+        if self._open is not None:
+            raise RuntimeError("a transaction is open already; pass it on instead of opening another")
+        tx = Transaction(self.store, self.topics, self.agent, self.now())
+        out = Outgoing()
+        self._open = tx
+        try:
+            with self.store.transaction():
+                yield tx
+                self._inbox.collect(tx._replies, tx, out)
+        finally:
+            self._open = None
+        self._replies.extend(out.replies)
+        self._send.set()
+        self._wake.set()
+        for action in tx._after:
+            action()
+
+    def emit(self, topic: str, payload: BaseModel, **levels: str) -> None:
+        """Publish at once and without a promise (progress); dropped while offline."""
+        row = BY_NAME[topic]
+        if self._session is not None:
+            self._background(
+                self._session.publish(
+                    self.topics.of(topic, **levels), payload.model_dump_json().encode(),
+                    qos=0, retain=row.retain, expiry=row.expiry,
+                )
+            )  # fmt: skip
+
+    def announce(self) -> None:
+        """Publish card and presence again (the card has changed)."""
+        with self.transaction() as tx:
+            self._announce(tx)
+
+    def _announce(self, tx: Transaction) -> None:
+        levels = {"role": self.role, "agent": self.agent}
+        tx.publish("card", self.card(), **levels)
+        tx.publish("presence", Presence(agent=self.agent, role=self.role, online=True, at=self.now()), **levels)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a background task for the agent's life; if it fails the agent stops (and is restarted outside)."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # the boundary of a task: its failure is the agent's
+                self.log.exception("background task failed")
+                self._failure = error
+                self._stop.set()
+
+        return self._keep(asyncio.create_task(guarded()))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def quiet() -> None:
+            with contextlib.suppress(aiomqtt.MqttError):  # best effort by contract; the session's loop reconnects
+                await work
+
+        self._keep(asyncio.create_task(quiet()))
+
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def send_message(self, message: MCPMessage) -> str:
+        """Send a call durably; returns its id. The answer goes to `reply_handlers[message.type]`."""
+        model = METHODS[message.type].params.model_validate(message.data)
+        with self.transaction() as tx:
+            tx.traceparent = message.traceparent
+            return tx.call(
+                message.type, model, to=message.recipient, id=message.id, priority=message.priority,
+                deadline=message.deadline,
+            )  # fmt: skip
+
+    async def handle_message(self, message: MCPMessage) -> None:
+        """Take in a call as if it had come from the bus, and handle what waits."""
+        incoming = Incoming(
+            topic=self.topics.of("call", role=self.role, method=message.type), payload=message.body(),
+            properties=message.properties(), response_topic=None, correlation=None, retain=False, duplicate=False,
+            qos=0, mid=0,
+        )  # fmt: skip
+        self._take([incoming])
+
+    # the life of an agent
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            Exception: what a background task failed with.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        clock = self.spawn(self._clock())
+        try:
+            await self._stay_connected()
+        finally:
+            await end([clock, *self._tasks])
+            self.store.close()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _stay_connected(self) -> None:
+        pause = RECONNECT[0]
+        first = True
+        presence = self.topics.of("presence", role=self.role, agent=self.agent)
+        offline = Presence(agent=self.agent, role=self.role, online=False).model_dump_json().encode()
+        while not self._stop.is_set():
+            try:
+                async with Session.connect(
+                    self.wiring.broker, f"{self.wiring.lab}-{self.agent}", durable=True, will=Will(presence, offline)
+                ) as session:
+                    await self._subscribe(session)
+                    self._session = session
+                    pause = RECONNECT[0]
+                    with self.transaction() as tx:
+                        self._announce(tx)
+                        tx.store.send_all_again(tx.now)
+                    if first:
+                        await self.started()
+                        first = False
+                    self.log.info("online", broker=str(self.wiring.broker))
+                    await self._serve(session)
+                    await self.stopping()
+                    await self._flush(session)
+                    await session.publish(presence, offline, retain=True)
+            except aiomqtt.MqttError as error:
+                self.log.warning("broker not reachable", broker=str(self.wiring.broker), reason=str(error))
+                await within(self._stop.wait(), pause * (1 + random.random() / 4))
+                pause = min(pause * 2, RECONNECT[1])
+                if self._stop.is_set() and not first:
+                    await self.stopping()
+            finally:
+                self._session = None
+
+    async def _subscribe(self, session: Session) -> None:
+        await session.subscribe(self.topics.of("reply", client=self.agent))
+        await session.subscribe(self.topics.of("direct", role=self.role, agent=self.agent, method="+"))
+        for topic_filter, _ in self._watchers:
+            await session.subscribe(topic_filter)
+        await session.subscribe(self.topics.shared(self.role))
+
+    async def _serve(self, session: Session) -> None:
+        tasks = {
+            asyncio.create_task(self._receive(session)),
+            asyncio.create_task(self._sender(session)),
+            asyncio.create_task(self._stopped()),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await end(tasks)
+
+    async def _stopped(self) -> None:
+        await self._stop.wait()
+
+    async def _receive(self, session: Session) -> None:
+        messages = aiter(session)
+        while True:
+            batch = [await anext(messages)]
+            while session.waiting() and len(batch) < RECEIVE_MAXIMUM:
+                batch.append(await anext(messages))
+            await self._until_stored(lambda batch=batch: self._take(batch))  # type: ignore[misc]
+            for incoming in batch:
+                session.ack(incoming)
+
+    async def _until_stored(self, work: Callable[[], None]) -> None:
+        """Repeat until SQLite lets it happen: a full disk or a locked file delays messages, it loses none."""
+        while True:
+            try:
+                return work()
+            except sqlite3.OperationalError as error:
+                self.log.error("store not writable; trying again", reason=str(error), file=str(self.store.path))
+                await asyncio.sleep(1)
+
+    def _take(self, batch: list[Incoming]) -> None:
+        watched: list[tuple[Watcher, Incoming]] = []
+        out = Outgoing()
+        with self.transaction() as tx:
+            for incoming in batch:
+                found = [call for pattern, call in self._watchers if aiomqtt.Topic(incoming.topic).matches(pattern)]
+                if found:
+                    watched += [(call, incoming) for call in found]
+                    continue
+                match self.topics.levels(incoming.topic):
+                    case ["reply", _]:
+                        self._take_reply(incoming, tx)
+                    case ["call", _, method] | ["direct", _, _, method]:
+                        self._inbox.take(incoming, method, tx, out)
+                    case _:
+                        self.log.warning("unexpected topic", topic=incoming.topic)
+            self._inbox.handle_pending(tx)
+        self._replies.extend(out.replies)
+        for call, incoming in watched:
+            call(incoming.topic, incoming.payload)
+
+    def _take_reply(self, incoming: Incoming, tx: Transaction) -> None:
+        try:
+            reply = Reply.parse(incoming.payload)
+        except LabError as error:
+            tx.publish("dead", DeadLetter.of(incoming.topic, incoming.payload, str(error), 1, tx.now), role=self.role)
+            return
+        row = tx.store.outgoing(reply.id)
+        if row is None:
+            return  # answered before: the callee repeats its reply when the call was repeated
+        self._answer(row, reply, tx)
+
+    def _answer(self, row: sqlite3.Row, reply: Reply, tx: Transaction) -> None:
+        method = row["method"]
+        error = LabError.from_body(reply.error) if reply.error else None
+        after = len(tx._after)
+        message = MCPMessage.model_validate_json(row["message"])
+        tx.traceparent = message.traceparent
+        with structlog.contextvars.bound_contextvars(answer_to=method, key=row["key"]):
+            try:
+                with tx.store.savepoint():
+                    result = None if error else METHODS[method].result.model_validate(reply.result)
+                    handler = self.reply_handlers.get(method)
+                    if handler is not None:
+                        handler(Answer(row["id"], method, row["key"], json.loads(row["context"]), result, error), tx)
+                    tx.store.answered(row["id"])
+            except Exception as failure:  # the boundary: a broken reply handler must not stop the other messages
+                del tx._after[after:]
+                self.log.exception("reply handler crashed")
+                if tx.store.reply_failed(row["id"]) >= ATTEMPTS:
+                    reason = f"{type(failure).__name__}: {failure}"
+                    letter = DeadLetter.of(method, reply.body(), reason, ATTEMPTS, tx.now)
+                    tx.publish("dead", letter, role=self.role)
+                    tx.store.answered(row["id"])
+
+    # sending
+
+    async def _sender(self, session: Session) -> None:
+        while True:
+            self._send.clear()
+            await self._flush_once(session)
+            wake = self.store.next_wake()
+            timeout = None if wake is None else max(0.02, wake - self.now().timestamp())
+            await within(self._send.wait(), timeout)
+
+    async def _flush(self, session: Session) -> None:
+        await within(self._flush_once(session), FLUSH_LIMIT)
+
+    async def _flush_once(self, session: Session) -> None:
+        while self._replies:
+            topic, payload, correlation = self._replies[0]
+            await session.publish(topic, payload, correlation=correlation, expiry=3600)
+            self._replies.popleft()
+        while rows := self.store.publications(BATCH_PUBLICATIONS):
+            for row in rows:
+                await session.publish(row["topic"], row["payload"], retain=bool(row["retain"]), expiry=row["expiry"])
+                with self.store.transaction():
+                    self.store.published(row["number"])
+        now = self.now()
+        due = self.store.due_calls(now, BATCH_PUBLICATIONS)
+        expired = [row for row in due if row["deadline"] is not None and row["deadline"] < now.timestamp()]
+        for row in expired:
+            gone = LabError(Code.EXPIRED, f"{row['method']} was not answered before its deadline.")
+            with self.transaction() as tx:
+                self._answer(row, Reply(id=row["id"], error=gone.body()), tx)
+        live = [row for row in due if row not in expired]
+        await asyncio.gather(*(self._send_call(session, row) for row in live))
+        if live:
+            with self.store.transaction():
+                for row in live:
+                    pause = min(REPEAT[0] * 2 ** row["attempts"], REPEAT[1])
+                    self.store.sent(row["id"], now + timedelta(seconds=pause))
+            self._send.set()
+
+    async def _send_call(self, session: Session, row: sqlite3.Row) -> None:
+        message = MCPMessage.model_validate_json(row["message"])
+        role = METHODS[row["method"]].role
+        topic = (
+            self.topics.of("direct", role=role, agent=row["recipient"], method=row["method"])
+            if row["recipient"]
+            else self.topics.of("call", role=role, method=row["method"])
+        )
+        await session.publish(
+            topic, message.body(), properties=message.properties(), correlation=message.id.encode(),
+            response_topic=self.topics.of("reply", client=self.agent),
+        )  # fmt: skip
+
+    # time
+
+    async def _clock(self) -> None:
+        with self.transaction() as tx:
+            tx.store.forget(tx.now)
+        while True:
+            self._wake.clear()
+            await self._until_stored(self._tick)
+            wake = self.store.next_wake()
+            timeout = None if wake is None else max(0.02, wake - self.now().timestamp())
+            await within(self._wake.wait(), timeout)
+
+    def _tick(self) -> None:
+        if not self.store.due_timers(self.now()) and not self.store.pending(self.now(), 1):
+            return
+        with self.transaction() as tx:
+            for row in tx.store.due_timers(tx.now):
+                self._fire(row, tx)
+            self._inbox.handle_pending(tx)
+
+    def _fire(self, row: sqlite3.Row, tx: Transaction) -> None:
+        after = len(tx._after)
+        tx.cancel_timer(row["name"], row["key"])
+        try:
+            with tx.store.savepoint():
+                self.timer_handlers[row["name"]](row["key"], json.loads(row["data"]), tx)
+        except Exception:  # the boundary: a broken timer must not stop the others; it is tried again in a second
+            del tx._after[after:]
+            self.log.exception("timer handler crashed", timer=row["name"], key=row["key"])
+            tx.timer(row["name"], row["key"], tx.now + timedelta(seconds=1), json.loads(row["data"]))
+
+    # the process
+
+    @classmethod
+    def main(cls, arguments: list[str] | None = None) -> None:
+        """Run the agent as a process; exits with 2 when it refuses its configuration."""
+        parser = argparse.ArgumentParser(prog=f"python -m agents.{cls.role}", description=cls.__doc__)
+        environment = os.environ.get
+        parser.add_argument("--home", type=Path, default=environment("MEETARA_HOME"), help="the lab's state")
+        parser.add_argument("--host", default=environment("MEETARA_BROKER", "127.0.0.1"), help="the broker's address")
+        parser.add_argument("--port", type=int, default=int(environment("MEETARA_PORT", "1883")))
+        parser.add_argument("--lab", default=environment("MEETARA_LAB", "lab"))
+        parser.add_argument("--agent", default=f"{cls.role}-1", help="this agent's id")
+        options = parser.parse_args(arguments)
+        if options.home is None:
+            parser.error("give --home, or set MEETARA_HOME")
+        form: Literal["json", "console"] = "console" if environment("MEETARA_LOG") == "console" else "json"
+        configure(options.agent, form)
+        address = BrokerAddress(
+            options.host, options.port, environment("MEETARA_BROKER_USER"), environment("MEETARA_BROKER_PASSWORD")
+        )
+        wiring = Wiring(options.agent, Path(options.home).absolute(), address, options.lab)
+
+        async def run() -> None:
+            await cls(wiring).run()
+
+        try:
+            asyncio.run(run())
+        except LabError as error:
+            print(f"{options.agent}: {error}", file=sys.stderr)
+            sys.exit(2)
+

@@ -1,0 +1,347 @@
+"""A private Mosquitto: configuration, passwords, start and stop, and the gate behind which users wait.
+
+The gate: users (who log in as nobody) are let in only when the agents' subscriptions exist, else a user's first
+message could be acknowledged and go nowhere. It closes at every start of the broker, because Mosquitto 2.0 forgets
+shared subscriptions when it restarts (docs/decisions/0003-user-gate.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import aiomqtt
+import psutil
+from pydantic import ValidationError
+
+from bus.session import MAX_PACKET, RECEIVE_MAXIMUM, SESSION_EXPIRY, BrokerAddress, Session
+from protocol import Code, LabError, Retry, Topics, uuid7
+from protocol.machine import Presence
+
+HOST = "127.0.0.1"
+"""The private broker has no TLS, so it listens on loopback only."""
+OPERATOR = "operator"
+"""The login of the supervisor itself."""
+START_SECONDS = 15.0
+"""Mosquitto listens within 0.1 s; a machine under full load was seen to need 3 s."""
+STOP_SECONDS = 5.0
+"""After SIGTERM Mosquitto writes its database and leaves; longer means that it hangs."""
+KEPT_LOG_BYTES = 5_000_000
+"""A log that grew beyond this moves to `.1` at the next start."""
+
+
+def find_mosquitto(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the Mosquitto program: `MEETARA_MOSQUITTO`, then the PATH, then where Debian and Homebrew put it.
+
+    Raises:
+        LabError: TOOLCHAIN, with the command that installs it.
+    """
+    named = environment.get("MEETARA_MOSQUITTO")
+    if named:
+        if os.access(named, os.X_OK) and Path(named).is_file():
+            return Path(named)
+        raise LabError(
+            Code.TOOLCHAIN, f"MEETARA_MOSQUITTO names {named}, which is not a program.",
+            advice="Correct or unset MEETARA_MOSQUITTO.", file=named,
+        )  # fmt: skip
+    places = [environment.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"]
+    found = shutil.which("mosquitto", path=os.pathsep.join(places))
+    if found is None:
+        command = "brew install mosquitto" if sys.platform == "darwin" else "sudo apt-get install mosquitto"
+        raise LabError(
+            Code.TOOLCHAIN, "no MQTT broker: the program mosquitto was not found.",
+            advice=f"Install it with: {command}; or name it in MEETARA_MOSQUITTO; or name a running broker in "
+            "MEETARA_BROKER.",
+        )  # fmt: skip
+    return Path(found)
+
+
+def free_port(host: str = HOST) -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port(port: int, host: str = HOST) -> None:
+    """Make sure that nobody listens on the port.
+
+    Raises:
+        LabError: BUSY, with the owner as far as this user may see it; CONFIGURATION, when binding is not allowed.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Mosquitto: old connections do not count
+        try:
+            probe.bind((host, port))
+            return
+        except PermissionError as error:
+            raise LabError(
+                Code.CONFIGURATION, f"this user may not listen on {host}:{port}.",
+                advice="Choose a port above 1023 with --port, or 0 for any free one.", field="port",
+            ) from error  # fmt: skip
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise LabError(
+        Code.BUSY, f"the port {host}:{port} is taken by {port_owner(port)}.",
+        advice="Choose another one with --port N (0: any free one), or use the broker that runs there with "
+        f"MEETARA_BROKER={host}:{port}.",
+        retry=Retry.LATER, field="port", port=port,
+    )  # fmt: skip
+
+
+def port_owner(port: int) -> str:
+    """Say who listens on a port: address, pid and program, as far as the system shows them to this user."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:  # macOS shows other programs' sockets to root only
+        return "another program (this user may not see which)"
+    for connection in connections:
+        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+            continue
+        where = f"a listener on {connection.laddr.ip}:{port}"
+        if connection.pid is None:
+            return f"{where} of another user"
+        try:
+            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid}, {where})"
+        except psutil.Error:
+            return f"pid {connection.pid} ({where})"
+    return "another program"
+
+
+def die_with_parent(sign: int = signal.SIGKILL) -> None:
+    """Ask Linux to send a signal to this process when its parent is gone. For `preexec_fn`; elsewhere a no-op."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, sign)  # PR_SET_PDEATHSIG
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file that only its owner may read, in one step."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def open_log(path: Path) -> int:
+    """Open a log for appending; one that is too long is set aside first. Returns a descriptor to be closed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > KEPT_LOG_BYTES:
+        path.replace(path.with_name(path.name + ".1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+class Broker:
+    """One Mosquitto of a home, owned by this process.
+
+    Args:
+        home: MEETARA_HOME; everything is written to `broker/` and `logs/` in it.
+        port: where to listen on loopback; 0 for any free port.
+        roles: each gets the login `agent-<role>` with a password of its own.
+        program: the Mosquitto to run.
+    """
+
+    def __init__(self, home: Path, port: int, *, roles: Sequence[str], program: Path) -> None:
+        self.folder = home / "broker"
+        self.log = home / "logs" / "broker.log"
+        self.port = port or free_port()
+        self.roles = tuple(roles)
+        self.program = program
+        self.process: asyncio.subprocess.Process | None = None
+        self._passwords: dict[str, str] = {}
+
+    def address(self, login: str | None = None) -> BrokerAddress:
+        """Return where the broker is, with the credentials of `agent-<role>`, of OPERATOR, or (None) of nobody."""
+        if login is None:
+            return BrokerAddress(HOST, self.port)
+        return BrokerAddress(HOST, self.port, login, self._passwords[login])
+
+    def configuration(self, *, users: bool) -> str:
+        """Return mosquitto.conf with the gate open or closed to users."""
+        lines = [
+            "# Written by meetara at every start; edits are lost.",
+            # Started by root, Mosquitto would become the user mosquitto, who cannot read a home below /root.
+            *(["user root"] if os.geteuid() == 0 else []),
+            f"listener {self.port} {HOST}",
+            f"allow_anonymous {str(users).lower()}",
+            f"password_file {self.folder / 'passwords'}",
+            "persistence true",
+            f"persistence_location {self.folder}/",
+            # The database is written after each change: with the stock half hour, kill -9 loses every queued message.
+            # What is left is the time of one write, milliseconds. Costs about 3 ms per message sent one by one.
+            "autosave_on_changes true",
+            "autosave_interval 1",
+            # A client that never came back is forgotten when its session would be.
+            f"persistent_client_expiration {SESSION_EXPIRY // 86_400}d",
+            # Above the limit of a message, so that the agent can answer with an error instead of a cut connection.
+            f"max_packet_size {MAX_PACKET}",
+            # What one absent agent may have waiting; beyond it Mosquitto acknowledges and drops, so it must be more
+            # than anybody sends in the time of a restart, yet bounded.
+            "max_queued_messages 20000",
+            "max_queued_bytes 67108864",
+            f"max_inflight_messages {RECEIVE_MAXIMUM}",
+            # Calls are small packets with answers: waiting to fill a segment only delays them.
+            "set_tcp_nodelay true",
+            # Nobody reads $SYS, and each of its messages would be a change to save.
+            "sys_interval 0",
+            "log_dest stderr",
+            # Without `information`: it would note each of those writes.
+            "log_type error",
+            "log_type warning",
+            "log_type notice",
+            "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+        ]
+        return "\n".join(lines) + "\n"
+
+    async def start(self) -> None:
+        """Start Mosquitto with the gate closed and return when it takes connections.
+
+        Raises:
+            LabError: BUSY when the port is taken; TOOLCHAIN when Mosquitto does not come up, with its last words.
+        """
+        check_port(self.port)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self._write_passwords()
+        self._configure(users=False)
+        log = open_log(self.log)
+        try:
+            self.process = await asyncio.create_subprocess_exec(
+                str(self.program), "-c", str(self.folder / "mosquitto.conf"),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal must reach the agents first, the broker last
+                preexec_fn=_leave_with_supervisor,
+            )  # fmt: skip
+        finally:
+            os.close(log)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await self.accepts(OPERATOR):
+                    if self.process.returncode is not None:
+                        raise self._failure(f"mosquitto ended at once (exit code {self.process.returncode})")
+                    await asyncio.sleep(0.02)  # there is no event to await: another process opens a socket
+        except TimeoutError as error:
+            await self.stop()
+            raise self._failure(f"mosquitto did not answer within {START_SECONDS:.0f} s") from error
+
+    async def open_gate(self) -> None:
+        """Let users in. Call it when the agents' subscriptions exist."""
+        self._configure(users=True)
+        if self.process is None or self.process.returncode is not None:
+            raise LabError(Code.UNREACHABLE, "the broker ended before its gate was opened.", retry=Retry.LATER)
+        self.process.send_signal(signal.SIGHUP)  # Mosquitto reads allow_anonymous again and keeps its connections
+        async with asyncio.timeout(START_SECONDS):
+            while not await self.accepts(None):
+                await asyncio.sleep(0.02)
+
+    async def accepts(self, login: str | None) -> bool:
+        """Tell whether the broker lets a login in now; None is a user."""
+        try:
+            async with Session.connect(self.address(login), f"meetara-probe-{uuid7()}", durable=False):
+                return True
+        except (aiomqtt.MqttError, OSError):
+            return False
+
+    async def stop(self) -> None:
+        """End Mosquitto, after it has written its database; returns when the process is gone."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self.process.wait()
+            except TimeoutError:
+                self.process.kill()
+        await self.process.wait()
+
+    def _configure(self, *, users: bool) -> None:
+        write_private(self.folder / "mosquitto.conf", self.configuration(users=users))
+
+    def _write_passwords(self) -> None:
+        path = self.folder / "passwords.json"
+        try:
+            self._passwords = {str(k): str(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
+        except FileNotFoundError:
+            self._passwords = {}
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise LabError(
+                Code.CONFIGURATION, f"{path} is damaged: {error}.",
+                advice="Delete it; new passwords are made at the next start.", file=str(path),
+            ) from error  # fmt: skip
+        for login in [OPERATOR, *(f"agent-{role}" for role in self.roles)]:
+            self._passwords.setdefault(login, secrets.token_urlsafe(24))
+        write_private(path, json.dumps(self._passwords, indent=1) + "\n")
+        hashed = "".join(f"{login}:{_hash(password)}\n" for login, password in self._passwords.items())
+        write_private(self.folder / "passwords", hashed)
+
+    def _failure(self, what: str) -> LabError:
+        tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
+        return LabError(
+            Code.TOOLCHAIN, f"{what}: {' / '.join(tail)}.",
+            advice=f"See {self.log}; Mosquitto 2.0 or later is needed.", file=str(self.log),
+        )  # fmt: skip
+
+
+async def agents_present(
+    address: BrokerAddress, lab: str, agents: Collection[str], *, since: datetime | None = None
+) -> None:
+    """Return when all named agents have announced themselves; cancel it to give up.
+
+    Args:
+        address: the broker, with a login that it lets in.
+        lab: the lab's name.
+        agents: the agents' ids.
+        since: announcements older than this do not count (retained ones outlive a restart of the broker).
+
+    Raises:
+        aiomqtt.MqttError: the connection broke.
+    """
+    missing = set(agents)
+    if not missing:
+        return
+    topics = Topics(lab)
+    async with Session.connect(address, f"meetara-up-{uuid7()}", durable=False) as session:
+        await session.subscribe(topics.of("presence", role="+", agent="+"))
+        async for incoming in session:
+            session.ack(incoming)
+            try:
+                presence = Presence.model_validate_json(incoming.payload)
+            except ValidationError:  # an agent of another version; it is not one of ours
+                continue
+            if presence.online and (since is None or (presence.at is not None and presence.at >= since)):
+                missing.discard(presence.agent)
+            elif not presence.online and presence.agent in agents:
+                missing.add(presence.agent)
+            if not missing:
+                return
+
+
+def _leave_with_supervisor() -> None:
+    die_with_parent(signal.SIGTERM)  # not SIGKILL: on SIGTERM Mosquitto still writes its database
+
+
+def _hash(password: str) -> str:
+    """Return a password as Mosquitto 2 stores it: PBKDF2-SHA512, 101 rounds, salt and key in base64.
+
+    Few rounds are enough: the passwords are 192 random bits, not words.
+    """
+    salt = secrets.token_bytes(12)
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
+    return f"$7$101${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"

@@ -1,0 +1,372 @@
+"""One SQLite file per agent: inbox, outbox, events, timers. All SQL of the bus is in this file.
+
+WAL; one writer, guarded by an OS lock; integrity checked at start; each component's schema has a version.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from protocol.errors import Code, LabError
+
+SCHEMA: tuple[str, ...] = (
+    """
+    CREATE TABLE inbox (
+        id TEXT PRIMARY KEY,              -- the caller's message id: the key of exactly-once effect
+        digest TEXT NOT NULL,             -- sha256 of method and params: another body under one id is a conflict
+        message TEXT NOT NULL,            -- the envelope as JSON
+        priority INTEGER NOT NULL,
+        response_topic TEXT,
+        correlation BLOB,
+        received_at REAL NOT NULL,
+        next_at REAL NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'open', 'done')),  -- open: the answer comes later
+        reply TEXT                        -- the reply as JSON, kept so that a repeated call gets the same one
+    );
+    CREATE INDEX inbox_pending ON inbox (priority DESC, received_at) WHERE state = 'pending';
+    CREATE INDEX inbox_done ON inbox (received_at) WHERE state = 'done';
+    CREATE TABLE outbox (
+        id TEXT PRIMARY KEY,
+        method TEXT NOT NULL,
+        recipient TEXT,                   -- an agent's id, or NULL for whoever serves the method
+        message TEXT NOT NULL,
+        key TEXT NOT NULL,
+        context TEXT NOT NULL,
+        deadline REAL,
+        next_at REAL NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        failures INTEGER NOT NULL DEFAULT 0  -- how often the handler of the reply failed
+    );
+    CREATE INDEX outbox_due ON outbox (next_at);
+    CREATE INDEX outbox_key ON outbox (key, method);
+    CREATE TABLE publications (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        topic TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        retain INTEGER NOT NULL,
+        expiry INTEGER
+    );
+    CREATE TABLE events (
+        stream TEXT NOT NULL,
+        seq INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        data TEXT NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (stream, seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE timers (
+        name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        due REAL NOT NULL,
+        data TEXT NOT NULL,
+        PRIMARY KEY (name, key)
+    ) WITHOUT ROWID;
+    """,
+)
+
+INBOX_KEPT = timedelta(days=7)
+"""How long the reply to a call is kept for a repetition; as long as the broker keeps a session."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A numbered fact of a stream."""
+
+    stream: str
+    seq: int
+    type: str
+    data: dict[str, Any]
+    at: datetime
+
+
+class Store:
+    """The file. Use as a context manager, or call `close`.
+
+    Args:
+        path: the database file; its folder is made.
+        synchronous: FULL where money or the truth about jobs is kept, NORMAL elsewhere (a power cut may lose the last
+            transactions, a killed process never).
+        migrations: the agent's own SQL scripts in order; each is applied once.
+
+    Raises:
+        LabError: CONFLICT if another process has the file, INTERNAL if it is damaged or from a newer version.
+    """
+
+    def __init__(
+        self, path: Path, *, synchronous: Literal["FULL", "NORMAL"] = "NORMAL", migrations: Sequence[str] = ()
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise LabError(
+                Code.CONFLICT,
+                f"{path} is in use by another process.",
+                advice="Stop the other agent, or use another MEETARA_HOME.",
+            ) from error
+        self.connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+        self.connection.row_factory = sqlite3.Row
+        try:
+            self._open(synchronous, migrations)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, synchronous: str, migrations: Sequence[str]) -> None:
+        try:
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            verdict = self.connection.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            verdict = str(error)
+        if verdict != "ok":
+            raise LabError(
+                Code.INTERNAL,
+                f"{self.path} is damaged: {verdict}.",
+                advice="Move the file away (keep it: `sqlite3 FILE .recover` may read it) and start again.",
+            )
+        self.connection.execute(f"PRAGMA synchronous = {synchronous}")
+        self.connection.execute("PRAGMA foreign_keys = ON")
+        self.connection.execute("CREATE TABLE IF NOT EXISTS versions (component TEXT PRIMARY KEY, version INTEGER)")
+        self._migrate("bus", SCHEMA)
+        self._migrate("agent", migrations)
+
+    def _migrate(self, component: str, scripts: Sequence[str]) -> None:
+        row = self.connection.execute("SELECT version FROM versions WHERE component = ?", (component,)).fetchone()
+        version = row["version"] if row else 0
+        if version > len(scripts):
+            raise LabError(
+                Code.CONFIGURATION,
+                f"{self.path} has version {version} of the {component} tables, this program knows {len(scripts)}.",
+                advice="Upgrade the program, or use another MEETARA_HOME.",
+            )
+        for number, script in enumerate(scripts[version:], version + 1):
+            self.connection.executescript(
+                f"BEGIN IMMEDIATE; {script};"
+                f"INSERT INTO versions VALUES ('{component}', {number})"
+                f" ON CONFLICT (component) DO UPDATE SET version = {number}; COMMIT;"
+            )
+
+    def close(self) -> None:
+        """Close the file and give back the lock."""
+        self.connection.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """BEGIN IMMEDIATE … COMMIT; an exception rolls back."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.connection
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A part of a transaction that can fail alone."""
+        self.connection.execute("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            self.connection.execute("ROLLBACK TO part")
+            self.connection.execute("RELEASE part")
+            raise
+        self.connection.execute("RELEASE part")
+
+    # inbox
+
+    def find_call(self, identity: str) -> sqlite3.Row | None:
+        """Return the inbox row of a message id."""
+        row: sqlite3.Row | None = self.connection.execute("SELECT * FROM inbox WHERE id = ?", (identity,)).fetchone()
+        return row
+
+    def find_twin(self, digest: str, since: datetime) -> sqlite3.Row | None:
+        """Return a row with the same method and params that came in since then."""
+        row: sqlite3.Row | None = self.connection.execute(
+            "SELECT * FROM inbox WHERE digest = ? AND received_at >= ? LIMIT 1", (digest, since.timestamp())
+        ).fetchone()
+        return row
+
+    def take_in(
+        self, identity: str, digest: str, message: str, priority: int, response: tuple[str | None, bytes | None], now: datetime
+    ) -> None:
+        """Insert a call."""
+        self.connection.execute(
+            "INSERT INTO inbox (id, digest, message, priority, response_topic, correlation, received_at, next_at, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'pending')",
+            (identity, digest, message, priority, *response, now.timestamp(), now.timestamp()),
+        )
+
+    def pending(self, now: datetime, limit: int) -> list[sqlite3.Row]:
+        """Return calls to be handled now, most urgent first."""
+        return self.connection.execute(
+            "SELECT * FROM inbox WHERE state = 'pending' AND next_at <= ?"
+            " ORDER BY priority DESC, received_at, rowid LIMIT ?",
+            (now.timestamp(), limit),
+        ).fetchall()
+
+    def pending_count(self) -> int:
+        """Return how many calls wait."""
+        return int(self.connection.execute("SELECT count(*) FROM inbox WHERE state = 'pending'").fetchone()[0])
+
+    def mark(self, identity: str, state: str, reply: str | None = None) -> None:
+        """Set a call's state and reply."""
+        self.connection.execute("UPDATE inbox SET state = ?, reply = ? WHERE id = ?", (state, reply, identity))
+
+    def postpone_call(self, identity: str, until: datetime) -> int:
+        """Count a failed attempt and return how many there were."""
+        return int(
+            self.connection.execute(
+                "UPDATE inbox SET attempts = attempts + 1, next_at = ? WHERE id = ? RETURNING attempts",
+                (until.timestamp(), identity),
+            ).fetchone()[0]
+        )
+
+    def reopen(self, methods: Sequence[str]) -> int:
+        """Make open calls of these methods pending again (their work died with the process)."""
+        changed = 0
+        for row in self.connection.execute("SELECT id, message FROM inbox WHERE state = 'open'").fetchall():
+            if json.loads(row["message"])["type"] in methods:
+                self.connection.execute("UPDATE inbox SET state = 'pending' WHERE id = ?", (row["id"],))
+                changed += 1
+        return changed
+
+    def forget(self, now: datetime) -> None:
+        """Delete answered calls older than INBOX_KEPT."""
+        self.connection.execute(
+            "DELETE FROM inbox WHERE state = 'done' AND received_at < ?", ((now - INBOX_KEPT).timestamp(),)
+        )
+
+    # outbox
+
+    def send(
+        self, identity: str, method: str, recipient: str | None, message: str, key: str, context: dict[str, Any],
+        deadline: datetime | None, now: datetime,
+    ) -> bool:  # fmt: skip
+        """Insert a call to be sent until it is answered; False if it is there already."""
+        cursor = self.connection.execute(
+            "INSERT OR IGNORE INTO outbox (id, method, recipient, message, key, context, deadline, next_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                identity, method, recipient, message, key, json.dumps(context),
+                deadline.timestamp() if deadline else None, now.timestamp(),
+            ),
+        )  # fmt: skip
+        return cursor.rowcount == 1
+
+    def due_calls(self, now: datetime, limit: int) -> list[sqlite3.Row]:
+        """Return calls that must be sent (again) now."""
+        return self.connection.execute(
+            "SELECT * FROM outbox WHERE next_at <= ? ORDER BY next_at, rowid LIMIT ?", (now.timestamp(), limit)
+        ).fetchall()
+
+    def outgoing(self, identity: str) -> sqlite3.Row | None:
+        """Return an unanswered call."""
+        row: sqlite3.Row | None = self.connection.execute("SELECT * FROM outbox WHERE id = ?", (identity,)).fetchone()
+        return row
+
+    def sent(self, identity: str, again: datetime) -> None:
+        """Count a sending and set when it is repeated."""
+        self.connection.execute(
+            "UPDATE outbox SET attempts = attempts + 1, next_at = ? WHERE id = ?", (again.timestamp(), identity)
+        )
+
+    def reply_failed(self, identity: str) -> int:
+        """Count a failure of the reply's handler and return how many there were."""
+        return int(
+            self.connection.execute(
+                "UPDATE outbox SET failures = failures + 1 WHERE id = ? RETURNING failures", (identity,)
+            ).fetchone()[0]
+        )
+
+    def answered(self, identity: str) -> None:
+        """Delete a call."""
+        self.connection.execute("DELETE FROM outbox WHERE id = ?", (identity,))
+
+    def drop_calls(self, key: str, method: str | None) -> None:
+        """Delete unanswered calls by key, and method if given."""
+        self.connection.execute("DELETE FROM outbox WHERE key = ? AND ? IN (method, '')", (key, method or ""))
+
+    def send_all_again(self, now: datetime) -> None:
+        """Make every unanswered call due: the broker may have forgotten them."""
+        self.connection.execute("UPDATE outbox SET next_at = ?", (now.timestamp(),))
+
+    # publications
+
+    def publish(self, topic: str, payload: bytes, retain: bool, expiry: int | None) -> None:
+        """Queue a publication; they go out in order."""
+        self.connection.execute(
+            "INSERT INTO publications (topic, payload, retain, expiry) VALUES (?, ?, ?, ?)",
+            (topic, payload, retain, expiry),
+        )
+
+    def publications(self, limit: int) -> list[sqlite3.Row]:
+        """Return the oldest publications."""
+        return self.connection.execute("SELECT * FROM publications ORDER BY number LIMIT ?", (limit,)).fetchall()
+
+    def published(self, number: int) -> None:
+        """Delete a publication that the broker acknowledged."""
+        self.connection.execute("DELETE FROM publications WHERE number = ?", (number,))
+
+    # events and timers
+
+    def append(self, stream: str, kind: str, data: dict[str, Any], now: datetime) -> int:
+        """Append a fact and return its number in the stream, counted from 1."""
+        last = self.connection.execute("SELECT max(seq) FROM events WHERE stream = ?", (stream,)).fetchone()[0]
+        seq = (last or 0) + 1
+        self.connection.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?)", (stream, seq, kind, json.dumps(data), now.timestamp())
+        )
+        return seq
+
+    def events(self, stream: str, since: int = 0) -> list[Event]:
+        """Return the facts of a stream with a number greater than `since`."""
+        rows = self.connection.execute("SELECT * FROM events WHERE stream = ? AND seq > ? ORDER BY seq", (stream, since))
+        return [
+            Event(row["stream"], row["seq"], row["type"], json.loads(row["data"]), datetime.fromtimestamp(row["at"], UTC))
+            for row in rows
+        ]
+
+    def set_timer(self, name: str, key: str, due: datetime, data: dict[str, Any]) -> None:
+        """Set a timer; one of the same name and key is replaced."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO timers VALUES (?, ?, ?, ?)", (name, key, due.timestamp(), json.dumps(data))
+        )
+
+    def cancel_timer(self, name: str, key: str) -> None:
+        """Delete a timer."""
+        self.connection.execute("DELETE FROM timers WHERE name = ? AND key = ?", (name, key))
+
+    def due_timers(self, now: datetime) -> list[sqlite3.Row]:
+        """Return timers whose time has come."""
+        return self.connection.execute(
+            "SELECT * FROM timers WHERE due <= ? ORDER BY due", (now.timestamp(),)
+        ).fetchall()
+
+    def next_wake(self) -> float | None:
+        """Return the Unix time of the next timer, repetition or postponed call."""
+        row = self.connection.execute(
+            "SELECT min(t) FROM (SELECT min(due) t FROM timers UNION ALL SELECT min(next_at) FROM outbox"
+            " UNION ALL SELECT min(next_at) FROM inbox WHERE state = 'pending')"
+        ).fetchone()
+        return None if row[0] is None else float(row[0])

@@ -1,0 +1,172 @@
+"""The command line. Each command is one screen in `meetara.screens`; here are only its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meetara.door import Door, Home, Host, Json, LabName, Port, console, run
+from meetara.screens import agents as agents_screen
+from meetara.screens import budget as budget_screen
+from meetara.screens import jobs as jobs_screen
+
+app = typer.Typer(
+    cls=Door, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Train small language models: one request becomes a quantised model that is proven good.",
+)  # fmt: skip
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id (see `meetara jobs`).")]
+
+
+def _where(home: Path | None, host: str | None, port: int | None, lab: str | None) -> dict[str, Any]:
+    return {"home": home, "host": host, "port": port, "lab": lab}
+
+
+@app.command()
+def up(
+    home: Home = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Where the broker listens; 0: any free port.", show_default=False),
+    ] = None,
+    lab: LabName = None,
+    factories: Annotated[int, typer.Option("--factories", min=1, max=64, help="How many factories to run.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Start a lab and keep it alive until Ctrl-C; prints `ready` when requests are taken."""
+    from meetara.screens.up import up as screen
+
+    raise typer.Exit(run(screen({"home": home, "lab": lab}, port=port, factories=factories, as_json=as_json)))
+
+
+@app.command()
+def down(
+    home: Home = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask when jobs are running.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop the lab of a home; running jobs are checkpointed and go on at the next `up`."""
+    from meetara.screens.up import down as screen
+
+    raise typer.Exit(screen({"home": home}, yes=yes, as_json=as_json))
+
+
+@app.command()
+def train(
+    domain: Annotated[str, typer.Option("--domain", help="What the model is for, e.g. time_management.")],
+    data: Annotated[str, typer.Option("--data", help="Training rows: a path or URI (jsonl, json, csv, parquet).")],
+    eval_data: Annotated[
+        str | None, typer.Option("--eval-data", help="Held-out rows; default: a split.", show_default=False)
+    ] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option("--tier", help="starter, lightning, fast, balanced or quality.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)
+    ] = None,
+    priority: Annotated[int, typer.Option("--priority", help="1 normal, 2 high, 3 critical.")] = 1,
+    id: Annotated[
+        str | None, typer.Option("--id", help="The job's id; the same request again is the same job.", show_default=False)
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False),
+    ] = None,
+    quantisation: Annotated[
+        str | None, typer.Option("--quantisation", help="GGUF type, e.g. Q4_K_M.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="Most this job may cost, in US dollars.", show_default=False)
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the job is accepted.")] = False,
+    home: Home = None,
+    host: Host = None,
+    port: Port = None,
+    lab: LabName = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model and watch it; Ctrl-C leaves the job running."""
+    from meetara.screens import train as screen
+
+    fields = {
+        "domain": domain, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
+        "priority": priority, "quantisation": quantisation, "budget_usd": budget,
+        "parameters": screen.parameters(param or []), "id": id,
+    }  # fmt: skip
+    where = _where(home, host, port, lab)
+    raise typer.Exit(run(screen.train(where, fields, detach=detach, as_json=as_json, console=console())))
+
+
+@app.command()
+def watch(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; default: all.", show_default=False)] = None,
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Watch one job until it ends, or all jobs; --json gives one line per change."""
+    where = _where(home, host, port, lab)
+    raise typer.Exit(run(jobs_screen.watch(where, job, as_json=as_json, console=console())))
+
+
+@app.command()
+def jobs(
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """List all jobs."""
+    raise typer.Exit(run(jobs_screen.jobs(_where(home, host, port, lab), as_json=as_json, console=console())))
+
+
+@app.command()
+def job(
+    job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """Show one job: its state, numbers, gates and events."""
+    raise typer.Exit(run(jobs_screen.job(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+
+
+@app.command()
+def cancel(
+    job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """End a job; what it has finished is kept."""
+    raise typer.Exit(run(jobs_screen.cancel(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+
+
+@app.command()
+def budget(
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """Show what was spent, what is reserved and what is left."""
+    raise typer.Exit(run(budget_screen.budget(_where(home, host, port, lab), as_json=as_json, console=console())))
+
+
+@app.command()
+def agents(
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """Show which agents are here, with their slots and machines."""
+    raise typer.Exit(run(agents_screen.agents(_where(home, host, port, lab), as_json=as_json, console=console())))
+
+
+@app.command()
+def doctor(
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """Check whether this machine can run a lab; exit code 1 and advice where it cannot."""
+    from meetara.screens.doctor import doctor as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
+
+
+@app.command()
+def demo(home: Home = None, as_json: Json = False) -> None:
+    """Start a lab, train a model on the project's own data, show it, and take the lab down."""
+    from meetara.screens.demo import demo as screen
+
+    raise typer.Exit(run(screen(home, as_json=as_json, console=console())))
+
+
+if __name__ == "__main__":
+    app()

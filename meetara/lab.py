@@ -1,0 +1,331 @@
+"""The typed client: `async with Lab() as lab: job = await lab.train(domain="sleep", dataset="sleep.jsonl")`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from bus import Client
+from meetara.home import locate
+from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
+from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobQuery, Submitted
+from protocol.machine import Card, Presence
+from protocol.money import BudgetReport
+
+SUBMIT_SECONDS = 180.0
+"""A request is answered when it is planned and reserved; planning reads and tokenises the whole data set."""
+ASK_AGAIN_SECONDS = 10.0
+"""When a job was silent so long, the conductor is asked: a broker killed at a bad moment loses a retained message."""
+GATE_SECONDS = 20.0
+"""While the broker restarts it refuses users for some seconds, until the agents are back."""
+QUIET_SECONDS = 0.3
+"""Retained messages follow a subscription at once; so long a silence means that all have come."""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent as it announces itself. `card` None: it has only said that it is here, or gone."""
+
+    id: str
+    role: str
+    online: bool
+    presence: Presence | None
+    card: Card | None
+
+
+class Job:
+    """A training job of a lab."""
+
+    def __init__(self, lab: Lab, id: str, submitted: Submitted | None = None) -> None:
+        self._lab = lab
+        self.id = id
+        self.submitted = submitted
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+    async def snapshot(self) -> JobSnapshot:
+        """Ask the conductor for the job's state.
+
+        Raises:
+            LabError: NOT_FOUND, or the lab does not answer.
+        """
+        return await self._lab.client.call("job.get", JobQuery(job=self.id))
+
+    async def events(self, since: int = 0) -> list[JobEvent]:
+        """Return the job's numbered facts after `since`."""
+        found: JobEvents = await self._lab.client.call("job.events", EventsQuery(job=self.id, since=since))
+        return found.events
+
+    async def updates(self) -> AsyncIterator[JobSnapshot | Progress]:
+        """Yield snapshots and progress as they come, the present state first, until the final snapshot."""
+        last: JobSnapshot | None = None
+        async with aclosing(self._lab.updates(self.id, ask_again=self.snapshot)) as updates:
+            async for update in updates:
+                if isinstance(update, JobSnapshot):
+                    if last is not None and update.at < last.at:
+                        continue  # an old retained message after a reconnect
+                    if update == last:
+                        continue
+                    last = update
+                yield update
+                if last is not None and last.state in FINAL:
+                    return
+
+    async def progress(self) -> AsyncIterator[Progress]:
+        """Yield the job's progress until the job has ended."""
+        async with aclosing(self.updates()) as updates:
+            async for update in updates:
+                if isinstance(update, Progress):
+                    yield update
+
+    async def states(self) -> AsyncIterator[JobSnapshot]:
+        """Yield the job's snapshots, the last one final."""
+        async with aclosing(self.updates()) as updates:
+            async for update in updates:
+                if isinstance(update, JobSnapshot):
+                    yield update
+
+    async def result(self) -> JobSnapshot:
+        """Wait until the job has ended and return its final snapshot.
+
+        Raises:
+            LabError: the job failed (GATE_MISSED, INTERNAL), was refused (INVALID_REQUEST) or CANCELLED, and why;
+                `data["snapshot"]` holds the final snapshot.
+        """
+        final: JobSnapshot | None = None
+        async for snapshot in self.states():
+            final = snapshot
+        assert final is not None
+        return check(final)
+
+    async def cancel(self) -> JobSnapshot:
+        """Stop the job; what it has finished is kept."""
+        return await self._lab.client.call("job.cancel", JobQuery(job=self.id))
+
+
+class Lab:
+    """A connection to a running lab. Everything not given is found as the command line finds it.
+
+    Args:
+        home: the home whose `meetara up` is meant.
+        host: the broker's host.
+        port: the broker's port.
+        lab: the lab's name.
+        name: shows in logs as the sender.
+    """
+
+    def __init__(
+        self, *, home: Path | str | None = None, host: str | None = None, port: int | None = None,
+        lab: str | None = None, name: str = "lab",
+    ) -> None:  # fmt: skip
+        address, chosen, self.home = locate(home=Path(home) if home else None, host=host, port=port, lab=lab)
+        self.address = address
+        self.lab = chosen
+        self._name = name
+        self._stack = AsyncExitStack()
+        self._client: Client | None = None
+
+    @property
+    def client(self) -> Client:
+        """The bus client, for calls that this class does not spell out."""
+        if self._client is None:
+            raise RuntimeError("use it as `async with Lab() as lab`")
+        return self._client
+
+    async def __aenter__(self) -> Lab:
+        """Connect.
+
+        Raises:
+            LabError: UNREACHABLE, or CONFIGURATION when the broker refuses this user.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GATE_SECONDS
+        while True:
+            try:
+                self._client = await self._stack.enter_async_context(Client(self.address, self.lab, name=self._name))
+                return self
+            except LabError as error:
+                refused = "not authori" in str(error).lower()
+                if not refused or loop.time() > end:
+                    if refused:
+                        raise LabError(
+                            Code.UNREACHABLE, f"the broker at {self.address} lets no users in.",
+                            advice="The lab is still starting (wait for `ready`), or the broker wants a login: "
+                            "MEETARA_BROKER_USER and MEETARA_BROKER_PASSWORD.",
+                            retry=Retry.LATER,
+                        ) from error  # fmt: skip
+                    raise
+            await asyncio.sleep(0.3)
+
+    async def __aexit__(self, *details: Any) -> None:
+        await self._stack.aclose()
+        self._client = None
+
+    async def train(
+        self,
+        *,
+        domain: str,
+        dataset: str | Path,
+        eval_dataset: str | Path | None = None,
+        tier: str | None = None,
+        base: str | Path | None = None,
+        priority: int = 1,
+        quantisation: str | None = None,
+        budget_usd: float | None = None,
+        parameters: dict[str, float | int | str | bool] | None = None,
+        id: str | None = None,
+        timeout: float = SUBMIT_SECONDS,
+    ) -> Job:
+        """Submit a training request; returns when it is planned and its budget is reserved.
+
+        Paths are those of this process: they are sent as absolute file URIs. The fields are those of
+        `protocol.job.TrainRequest`; `id` makes the request repeatable (same id and body: the same job).
+
+        Raises:
+            LabError: what was wrong with the request, or why it was refused.
+        """
+        fields = {
+            "domain": domain, "dataset": data_uri(dataset),
+            "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
+            "tier": tier, "base": None if base is None else base_name(base), "priority": priority,
+            "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},
+        }  # fmt: skip
+        try:
+            request = TrainRequest.model_validate(fields)
+        except ValidationError as error:
+            raise LabError.from_validation(error, "the request is wrong") from error
+        submitted: Submitted = await self.client.call(
+            "train.submit", request, id=id or uuid7(), timeout=timeout, priority=priority
+        )
+        if submitted.state is State.REFUSED:
+            raise LabError(
+                Code.INVALID_REQUEST, submitted.message or f"the job {submitted.job} was refused.", job=submitted.job
+            )
+        return Job(self, submitted.job, submitted)
+
+    async def job(self, id: str) -> Job:
+        """Return a job that exists.
+
+        Raises:
+            LabError: NOT_FOUND.
+        """
+        job = Job(self, id)
+        await job.snapshot()
+        return job
+
+    async def jobs(self, *, timeout: float | None = None) -> list[JobSnapshot]:
+        """Return all jobs that the conductor knows."""
+        found: JobList = await self.client.call("job.list", Empty(), timeout=timeout)
+        return found.jobs
+
+    async def budget(self) -> BudgetReport:
+        """Return the state of the ledger."""
+        report: BudgetReport = await self.client.call("budget.report", Empty())
+        return report
+
+    async def agents(self) -> list[Agent]:
+        """Return all agents that have announced themselves, by id."""
+        cards: dict[str, Card] = {}
+        presences: dict[str, Presence] = {}
+        async with AsyncExitStack() as stack:
+            for name, found, model in (("card", cards, Card), ("presence", presences, Presence)):
+                messages = await stack.enter_async_context(self.client.subscription(name, role="+", agent="+"))
+                with suppress(TimeoutError):
+                    while True:
+                        _, payload = await asyncio.wait_for(anext(messages), QUIET_SECONDS)
+                        item = _parsed(model, payload)
+                        if item is not None:
+                            found[item.agent] = item  # type: ignore[assignment,attr-defined]
+        agents = []
+        for name in sorted(cards.keys() | presences.keys()):
+            card, presence = cards.get(name), presences.get(name)
+            role = card.role if card else presence.role if presence else ""
+            agents.append(Agent(name, role, bool(presence and presence.online), presence, card))
+        return agents
+
+    async def updates(
+        self, job: str = "+", *, ask_again: Any = None
+    ) -> AsyncIterator[JobSnapshot | Progress]:
+        """Yield snapshots and progress of one job or of all, without end; what is retained comes first.
+
+        Args:
+            job: a job's id, or `+` for all.
+            ask_again: an async function that gives the snapshot after a long silence.
+        """
+        queue: asyncio.Queue[JobSnapshot | Progress] = asyncio.Queue()
+
+        async def forward(messages: AsyncIterator[tuple[str, bytes]], model: type[BaseModel]) -> None:
+            async for _, payload in messages:
+                item = _parsed(model, payload)
+                if isinstance(item, JobSnapshot | Progress):
+                    queue.put_nowait(item)
+
+        async with AsyncExitStack() as stack:
+            states = await stack.enter_async_context(self.client.subscription("job_state", job=job))
+            progress = await stack.enter_async_context(self.client.subscription("job_progress", job=job))
+            tasks = [
+                asyncio.create_task(forward(states, JobSnapshot)), asyncio.create_task(forward(progress, Progress))
+            ]  # fmt: skip
+            try:
+                while True:
+                    try:
+                        async with asyncio.timeout(ASK_AGAIN_SECONDS if ask_again else None):
+                            item = await queue.get()
+                    except TimeoutError:
+                        with suppress(LabError):  # the conductor is away; ask again later
+                            yield await ask_again()
+                        continue
+                    yield item
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def check(final: JobSnapshot) -> JobSnapshot:
+    """Return the snapshot of a job that is done; raise the reason of one that is not.
+
+    Raises:
+        LabError: GATE_MISSED or INTERNAL (failed), INVALID_REQUEST (refused), CANCELLED.
+    """
+    if final.state is State.DONE:
+        return final
+    missed = [name for name, gate in final.gates.items() if gate.ok is False and gate.level == "fail"]
+    code = {State.REFUSED: Code.INVALID_REQUEST, State.CANCELLED: Code.CANCELLED}.get(
+        final.state, Code.GATE_MISSED if missed else Code.INTERNAL
+    )
+    reason = final.reason or "no reason was given"
+    raise LabError(
+        code, f"the job {final.job} is {final.state.value}: {reason}",
+        job=final.job, snapshot=final.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def data_uri(place: str | Path) -> str:
+    """Return a data set's place as a URI that means the same in another process: paths become absolute file URIs."""
+    text = str(place)
+    if "://" in text or not text:
+        return text
+    return Path(text.removeprefix("file:")).expanduser().absolute().as_uri()
+
+
+def base_name(base: str | Path) -> str:
+    """Return a base model's folder as an absolute path, or the name of one on a hub as it is."""
+    text = str(base)
+    if isinstance(base, Path) or text.startswith(("/", "./", "../", "~")) or Path(text).is_dir():
+        return str(Path(text).expanduser().absolute())
+    return text
+
+
+def _parsed(model: type[BaseModel], payload: bytes) -> BaseModel | None:
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError:  # cleared (empty), or of another version
+        return None

@@ -1,0 +1,97 @@
+"""The result of a job: one table, the gates, and sample answers beside the base's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from meetara import show
+from protocol import JobSnapshot
+from protocol.job import Gate
+
+
+def file_path(snapshot: JobSnapshot) -> str | None:
+    """Return where the GGUF is: a path for a local file, else its URI; None when there is none."""
+    for artefact in snapshot.artefacts:
+        if artefact.kind == "gguf":
+            return artefact.uri.removeprefix("file://")
+    return None
+
+
+def rows(snapshot: JobSnapshot) -> list[tuple[str, str]]:
+    """Return the lines of the result table as (what, value)."""
+    results = snapshot.results
+    gguf = next((artefact for artefact in snapshot.artefacts if artefact.kind == "gguf"), None)
+    load = results.get("load_ms")
+    return [
+        ("file", file_path(snapshot) or "none"),
+        ("sha256", gguf.sha256 if gguf else "none"),
+        ("bytes", show.count(gguf.bytes if gguf else results.get("bytes"))),
+        ("bits per weight", show.number(results.get("bits_per_weight"), ".2f")),
+        ("quality", show.number(snapshot.quality_percent, ".1f", "%")),
+        ("load", show.number(load, ".1f", "ms")),
+        ("private memory", show.number(results.get("private_mb"), ".1f", "MB")),
+        ("generation", show.number(results.get("generation_tokens_per_s"), ",.0f", "tokens/s")),
+        ("training", show.number(results.get("tokens_per_s"), ",.0f", "tokens/s")),
+        ("time", show.duration(results.get("seconds"))),
+        ("cost", show.dollars(snapshot.cost_usd)),
+    ]
+
+
+def verdict(gate: Gate) -> str:
+    """Say how a gate ended: passed, missed, warned, off, or not measured."""
+    if gate.level == "off":
+        return "off"
+    if gate.ok is None:
+        return show.MISSING
+    if gate.ok:
+        return "passed"
+    return "missed" if gate.level == "fail" else "warning"
+
+
+def table(snapshot: JobSnapshot) -> Table:
+    """The numbers of a finished job."""
+    grid = Table(title=f"{snapshot.job}: {snapshot.state.value}", show_header=False, title_justify="left")
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in rows(snapshot):
+        grid.add_row(name, Text(value))
+    return grid
+
+
+def gates(snapshot: JobSnapshot) -> Table:
+    """The gates with value, threshold and verdict."""
+    grid = Table("gate", "value", "threshold", "verdict", "", title="gates", title_justify="left")
+    colours = {"passed": "green", "missed": "red", "warning": "yellow"}
+    for name, gate in snapshot.gates.items():
+        word = verdict(gate)
+        grid.add_row(
+            name, show.number(gate.value), "" if gate.threshold is None else show.number(gate.threshold),
+            Text(word, style=colours.get(word, "")), Text(gate.detail),
+        )  # fmt: skip
+    return grid
+
+
+def samples(snapshot: JobSnapshot, most: int = 2) -> list[RenderableType]:
+    """Answers to held-out questions, the tuned model's beside the base's."""
+    found: Any = snapshot.results.get("samples")
+    shown: list[RenderableType] = []
+    for sample in found[:most] if isinstance(found, list) else []:
+        if not isinstance(sample, dict):
+            continue
+        grid = Table("base", "tuned", title=str(sample.get("question", "")), title_justify="left", expand=True)
+        grid.add_row(Text(str(sample.get("base", show.MISSING))), Text(str(sample.get("tuned", show.MISSING))))
+        shown.append(grid)
+    return shown
+
+
+def screen(snapshot: JobSnapshot) -> Group:
+    """Everything about a job that has ended."""
+    parts: list[RenderableType] = [table(snapshot)]
+    if snapshot.gates:
+        parts.append(gates(snapshot))
+    parts += samples(snapshot)
+    return Group(*parts)

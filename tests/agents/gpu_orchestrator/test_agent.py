@@ -1,0 +1,247 @@
+"""The orchestrator's shell over a real store and a clock of the test's; cards and presences are handed in as bytes."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import configs
+from agents.gpu_orchestrator.agent import QUOTE_WAIT, GpuOrchestratorAgent
+from bus import BrokerAddress, Wiring
+from bus.lease import TTL
+from configs import Settings
+from protocol import MCPMessage, Topics
+from protocol.machine import Card, Device, Presence
+
+GIB = 2**30
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+
+class Rig:
+    """An orchestrator without network: what it stores is what it would send."""
+
+    def __init__(self, home: Path) -> None:
+        self.time = NOON
+        self.home = home
+        self.agent = self._made()
+
+    def _made(self) -> GpuOrchestratorAgent:
+        wiring = Wiring("gpu_orchestrator-1", self.home, BrokerAddress("127.0.0.1", 1), now=lambda: self.time)
+        agent = GpuOrchestratorAgent(wiring, configs.load(Settings.read(local_usd_per_hour=0.36)))
+        agent._session = object()  # type: ignore[assignment]  # as while connected
+        return agent
+
+    def restart(self) -> None:
+        self.agent.store.close()
+        self.agent = self._made()
+
+    def pass_time(self, by: timedelta) -> None:
+        self.time += by
+        self.agent._tick()
+
+    def factory(self, name: str = "f1", slots: int = 1, online: bool = True) -> None:
+        device = Device(cores=2, memory_bytes=4 * GIB, disk_free_bytes=GIB)
+        card = Card(agent=name, role="gguf_factory", version="1", methods={}, slots=slots, device=device)
+        presence = Presence(agent=name, role="gguf_factory", online=online)
+        for topic, word in (("card", card), ("presence", presence)):
+            full = Topics().of(topic, role="gguf_factory", agent=name)
+            self.agent._heard(full, word.model_dump_json().encode())
+
+    async def ask(self, identity: str, method: str, **data: Any) -> dict[str, Any] | None:
+        await self.agent.handle_message(MCPMessage(id=identity, type=method, data=data))
+        return self.reply(identity)
+
+    def reply(self, identity: str) -> dict[str, Any] | None:
+        row = self.agent.store.find_call(identity)
+        assert row is not None
+        return json.loads(row["reply"]) if row["reply"] else None
+
+    async def lease(self, job: str, identity: str | None = None, priority: int = 1, after: int = 0) -> dict[str, Any] | None:
+        reply = await self.ask(
+            identity or f"{job}:lease", "lease.request", job=job, reservation="r", priority=priority,
+            submitted_at=(NOON + timedelta(seconds=after)).isoformat(), memory_bytes=GIB,
+        )  # fmt: skip
+        return reply["result"] if reply else None
+
+    def calls(self) -> list[tuple[str, dict[str, Any]]]:
+        rows = self.agent.store.connection.execute("SELECT id, message FROM outbox ORDER BY rowid")
+        return [(row["id"], json.loads(row["message"])["data"]) for row in rows]
+
+    def statuses(self) -> list[tuple[str, int, int]]:
+        rows = self.agent.store.connection.execute("SELECT payload FROM publications ORDER BY number")
+        words = [json.loads(row["payload"]) for row in rows]
+        return [(word["status"], word["slots"], word["free"]) for word in words]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    await made.agent.started()
+    yield made
+    made.agent.store.close()
+
+
+def quote_request(budget: float | None = None) -> dict[str, Any]:
+    plan = {
+        "rows": 10, "held_out_rows": 2, "tokens": 100, "steps": 5, "parameters": {}, "base_parameters": 1, "file_bytes": 1,
+        "disk_bytes": 1, "memory_bytes": GIB, "seconds_p50": 300.0, "seconds_p90": 600.0,
+    }  # fmt: skip
+    return {"job": "j", "tier": "starter", "plan": plan, "budget_usd": budget}
+
+
+async def test_a_quote_names_the_factory_and_what_to_reserve(rig):
+    rig.factory()
+    reply = await rig.ask("q", "offer.quote", **quote_request())
+    assert reply["result"]["choice"]["machine"] == "f1"
+    assert reply["result"]["choice"]["reservation_micros"] == 73_150
+
+
+async def test_a_quote_waits_for_the_first_factory(rig):
+    assert await rig.ask("q", "offer.quote", **quote_request()) is None
+    rig.pass_time(QUOTE_WAIT / 2)
+    rig.factory()
+    assert rig.reply("q")["result"]["choice"]["machine"] == "f1"
+    rig.pass_time(QUOTE_WAIT)
+    assert "result" in rig.reply("q")
+
+
+async def test_a_quote_is_refused_when_no_factory_comes(rig):
+    assert await rig.ask("q", "offer.quote", **quote_request()) is None
+    rig.pass_time(QUOTE_WAIT)
+    error = rig.reply("q")["error"]
+    assert error["code"] == -32010 and error["data"]["retry"] == "later" and "within 10 s" in error["message"]
+
+
+async def test_a_waiting_quote_that_fits_nowhere_gets_the_reason(rig):
+    await rig.ask("q", "offer.quote", **quote_request(budget=0.01))
+    rig.factory()
+    assert rig.reply("q")["error"]["code"] == -32006
+
+
+async def test_leases_go_by_priority_then_time_as_slots_come_free(rig):
+    rig.factory()
+    first = await rig.lease("a")
+    assert (first["machine"], first["fence"], first["ttl_s"], first["price_micros_per_hour"]) == ("f1", 1, 30, 360_000)
+    for job, priority, after in (("late", 1, 9), ("early", 1, 3), ("urgent", 3, 20)):
+        assert await rig.lease(job, priority=priority, after=after) is None
+    order = []
+    holder = first
+    for _ in range(3):
+        await rig.ask(f"{holder['job']}:release", "lease.release", job=holder["job"], lease=holder["lease"])
+        (holder,) = [
+            reply["result"] for job in ("late", "early", "urgent")
+            if job not in order and (reply := rig.reply(f"{job}:lease"))
+        ]  # fmt: skip
+        order.append(holder["job"])
+    assert order == ["urgent", "early", "late"]
+
+
+async def test_a_job_that_holds_a_lease_gets_the_same_again(rig):
+    rig.factory(slots=2)
+    first = await rig.lease("a")
+    assert await rig.lease("a", "another message") == first
+
+
+async def test_two_waiting_calls_of_one_job_take_one_slot_and_both_are_answered(rig):
+    await rig.lease("a", "one")
+    await rig.lease("a", "two")
+    rig.factory(slots=2)
+    assert rig.reply("one")["result"] == rig.reply("two")["result"]
+    assert rig.statuses()[-1] == ("up", 2, 1)
+
+
+async def test_a_renewed_lease_lives_and_an_unrenewed_one_is_lost_and_told_once(rig):
+    rig.factory()
+    lease = await rig.lease("a")
+    await rig.lease("b")
+    rig.pass_time(TTL / 2)
+    renewed = await rig.ask("n", "lease.renew", job="a", lease=lease["lease"], fence=1)
+    assert datetime.fromisoformat(renewed["result"]["expires_at"]) == rig.time + TTL
+    rig.pass_time(TTL / 2)
+    assert rig.calls() == [] and rig.reply("b:lease") is None
+    rig.pass_time(TTL / 2)
+    lost = {"job": "a", "lease": lease["lease"], "fence": 1, "machine": "f1"}
+    assert rig.calls() == [(f"{lease['lease']}:lost", lost)]
+    assert rig.reply("b:lease")["result"]["machine"] == "f1"
+    old = await rig.ask("o", "lease.renew", job="a", lease=lease["lease"], fence=1)
+    assert old["error"]["code"] == -32007
+    again = await rig.lease("a", "again")
+    assert again is None
+    await rig.ask("rb", "lease.release", job="b", lease=None)
+    assert rig.reply("again")["result"]["fence"] == 2
+
+
+async def test_after_a_restart_every_lease_gets_one_ttl(rig):
+    rig.factory()
+    lease = await rig.lease("a")
+    rig.time += 3 * TTL
+    rig.restart()
+    rig.agent._tick()  # the clock runs before the broker is reached
+    await rig.agent.started()
+    assert rig.calls() == []
+    rig.pass_time(TTL - timedelta(seconds=1))
+    assert (await rig.ask("n", "lease.renew", job="a", lease=lease["lease"], fence=1))["result"]["fence"] == 1
+    rig.pass_time(TTL)
+    assert [name for name, _ in rig.calls()] == [f"{lease['lease']}:lost"]
+
+
+async def test_the_queue_survives_a_restart(rig):
+    await rig.lease("a")
+    rig.restart()
+    await rig.agent.started()
+    rig.factory()
+    assert rig.reply("a:lease")["result"]["machine"] == "f1"
+
+
+async def test_off_the_bus_no_lease_expires(rig):
+    rig.factory()
+    await rig.lease("a")
+    rig.agent._session = None
+    rig.pass_time(3 * TTL)
+    assert rig.calls() == []
+
+
+async def test_an_offline_factory_keeps_its_lease_but_gets_no_new_job(rig):
+    rig.factory(slots=2)
+    lease = await rig.lease("a")
+    rig.factory(slots=2, online=False)
+    assert await rig.lease("b") is None
+    assert rig.statuses()[-1] == ("down", 0, 0)
+    assert "result" in await rig.ask("n", "lease.renew", job="a", lease=lease["lease"], fence=1)
+    rig.factory(slots=2)
+    assert rig.reply("b:lease")["result"]["machine"] == "f1"
+
+
+async def test_releasing_without_a_lease_leaves_the_queue(rig):
+    rig.factory()
+    await rig.lease("a")
+    await rig.lease("b")
+    await rig.ask("x", "lease.release", job="b", lease=None)
+    assert rig.reply("b:lease")["error"]["code"] == -32011 - 1
+    await rig.ask("y", "lease.release", job="a", lease=None)
+    assert rig.statuses()[-1] == ("up", 1, 1)
+
+
+async def test_an_old_release_does_not_end_the_new_lease(rig):
+    rig.factory()
+    first = await rig.lease("a")
+    await rig.ask("x", "lease.release", job="a", lease=first["lease"])
+    second = await rig.lease("a", "again")
+    await rig.ask("y", "lease.release", job="a", lease=first["lease"])
+    assert second["fence"] == 2
+    assert "result" in await rig.ask("n", "lease.renew", job="a", lease=second["lease"], fence=2)
+
+
+async def test_status_is_told_when_it_changes_and_only_then(rig):
+    rig.factory()
+    rig.factory()
+    await rig.lease("a")
+    assert rig.statuses() == [("down", 0, 0), ("up", 1, 1), ("up", 1, 0)]
+
+
+async def test_a_card_that_cannot_be_read_is_left_out(rig):
+    rig.agent._heard(Topics().of("card", role="gguf_factory", agent="f1"), b'{"agent": 5}')
+    assert await rig.ask("q", "offer.quote", **quote_request()) is None

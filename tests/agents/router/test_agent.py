@@ -1,0 +1,72 @@
+"""The router's shell over a real store; the network is not needed to see what it would send."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import configs
+from agents.router.agent import RouterAgent
+from bus import BrokerAddress, Wiring
+from configs import Settings
+from protocol import MCPMessage
+
+
+@pytest.fixture
+async def router(tmp_path: Path) -> Iterator[RouterAgent]:
+    lab = configs.load(Settings.read(default_tier="starter"))
+    agent = RouterAgent(Wiring("router-1", tmp_path, BrokerAddress("127.0.0.1", 1)), lab)
+    yield agent
+    agent.store.close()
+
+
+def submit(identity: str = "j1", **data: Any) -> MCPMessage:
+    return MCPMessage(id=identity, type="train.submit", data={"domain": "sleep", "dataset": "/x.jsonl", **data})
+
+
+def rows(agent: RouterAgent, table: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in agent.store.connection.execute(f"SELECT * FROM {table} ORDER BY rowid")]
+
+
+def published(agent: RouterAgent) -> dict[str, dict[str, Any]]:
+    return {row["topic"]: json.loads(row["payload"]) for row in rows(agent, "publications")}
+
+
+async def test_a_request_goes_on_to_the_conductor_once(router):
+    await router.handle_message(submit(priority=2))
+    await router.handle_message(submit(priority=2))
+    calls = rows(router, "outbox")
+    assert [(call["id"], call["method"], call["key"]) for call in calls] == [("j1:route", "train.route", "j1")]
+    message = json.loads(calls[0]["message"])
+    assert (message["data"]["job"], message["data"]["route"]["tier"], message["priority"]) == ("j1", "starter", 2)
+    assert len(message["data"]["digest"]) == 64
+    assert [row["state"] for row in rows(router, "inbox")] == ["open"]
+
+
+async def test_an_unknown_domain_without_response_topic_becomes_a_refused_state(router):
+    await router.handle_message(submit(domain="slep"))
+    assert rows(router, "outbox") == []
+    state = published(router)["meetara/v1/lab/job/j1/state"]
+    assert (state["job"], state["state"], state["domain"], state["stage"]) == ("j1", "refused", "slep", None)
+    assert "sleep" in state["reason"]
+    assert rows(router, "publications")[0]["retain"] == 1
+
+
+async def test_wrong_types_become_a_refused_state_that_names_the_field(router):
+    await router.handle_message(submit(priority="urgent"))
+    assert "priority" in published(router)["meetara/v1/lab/job/j1/state"]["reason"]
+
+
+async def test_an_id_that_cannot_be_a_jobs_goes_to_the_dead_letters(router):
+    await router.handle_message(submit("a/b"))
+    assert list(published(router)) == ["meetara/v1/lab/dead/router"]
+    assert "'a/b'" in published(router)["meetara/v1/lab/dead/router"]["reason"]
+
+
+async def test_a_conflict_leaves_the_state_alone(router):
+    await router.handle_message(submit())
+    await router.handle_message(submit(domain="music"))
+    assert list(published(router)) == ["meetara/v1/lab/dead/router"]
+    assert len(rows(router, "outbox")) == 1

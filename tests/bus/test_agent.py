@@ -1,0 +1,235 @@
+"""An agent on a real broker: nothing lost, nothing twice, answers kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bus import DEFERRED, Answer, BaseAgent, Client, Deferred, Transaction, Wiring
+from protocol.envelope import MCPMessage
+from protocol.errors import Code, LabError
+from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, TrainRequest
+from protocol.topics import Topics
+from tests.conftest import PlainBroker
+
+
+class Counter(BaseAgent):
+    """Serves the router's method; counts its effects in a table of its own."""
+
+    role = "router"
+    migrations = ("CREATE TABLE effects (id TEXT, priority INTEGER)",)
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.message_handlers["train.submit"] = self.submit
+        self.crashes = 0
+        self.hold = False
+        self.calls: list[str] = []
+
+    def submit(self, message: MCPMessage, tx: Transaction) -> Submitted | Deferred:
+        request: TrainRequest = self.params(message)
+        self.calls.append(message.id)
+        tx.connection.execute("INSERT INTO effects VALUES (?, ?)", (message.id, message.priority))
+        if request.domain == "wrong":
+            raise LabError(Code.UNKNOWN_DOMAIN, "no such domain.", field="domain")
+        if self.crashes:
+            self.crashes -= 1
+            raise ZeroDivisionError("planted")
+        if self.hold:
+            return DEFERRED
+        return Submitted(job=message.id, state="routed", domain=request.domain, tier="starter", base="b")  # type: ignore[arg-type]
+
+    def effects(self) -> list[str]:
+        return [row["id"] for row in self.store.connection.execute("SELECT id FROM effects ORDER BY rowid")]
+
+
+class Asker(BaseAgent):
+    """Calls durably and keeps the answers."""
+
+    role = "conductor"
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.answers: asyncio.Queue[Answer] = asyncio.Queue()
+        self.reply_handlers["train.submit"] = lambda answer, tx: self.answers.put_nowait(answer)
+
+
+@asynccontextmanager
+async def running(agent: BaseAgent) -> AsyncIterator[asyncio.Task[None]]:
+    online = asyncio.Event()
+
+    async def started() -> None:
+        online.set()
+
+    agent.started = started  # type: ignore[method-assign]
+    task = asyncio.create_task(agent.run())
+    waiting = asyncio.create_task(online.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield task
+    finally:
+        agent._stop.set()
+        await task
+
+
+def wiring(broker: PlainBroker, tmp_path: Path, name: str) -> Wiring:
+    return Wiring(name, tmp_path / "home", broker.address)
+
+
+async def test_a_call_is_answered_with_its_typed_result(broker: PlainBroker, tmp_path: Path) -> None:
+    async with running(Counter(wiring(broker, tmp_path, "router-1"))), Client(broker.address) as client:
+        result = await client.call("train.submit", TrainRequest(domain="sleep", dataset="x"), id="one")
+    assert result == Submitted(job="one", state="routed", domain="sleep", tier="starter", base="b")  # type: ignore[arg-type]
+
+
+async def test_the_same_id_and_body_has_one_effect_and_the_same_reply(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    async with running(agent), Client(broker.address) as client:
+        request = TrainRequest(domain="sleep", dataset="x")
+        first = await client.call("train.submit", request, id="same")
+        second = await client.call("train.submit", request, id="same")
+        assert first == second
+        assert agent.effects() == ["same"]
+        with pytest.raises(LabError) as caught:
+            await client.call("train.submit", TrainRequest(domain="sleep", dataset="other"), id="same")
+        assert caught.value.code is Code.CONFLICT
+        assert agent.effects() == ["same"]
+
+
+async def test_an_error_reply_undoes_the_handler_and_names_the_field(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    async with running(agent), Client(broker.address) as client:
+        with pytest.raises(LabError) as caught:
+            await client.call("train.submit", TrainRequest(domain="wrong", dataset="x"))
+        assert (caught.value.code, caught.value.data["field"]) == (Code.UNKNOWN_DOMAIN, "domain")
+        assert agent.effects() == []
+
+
+async def test_wrong_parameters_are_answered_with_the_fields(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    topic = Topics().of("call", role="router", method="train.submit")
+    async with running(agent), Client(broker.address) as client:
+        with pytest.raises(LabError) as caught:
+            await client.call("train.submit", JobQuery(job="x"))
+        assert caught.value.code is Code.INVALID_PARAMS
+        assert "domain: Field required" in caught.value.message and "job: Extra" in caught.value.message
+        async with client.subscription("dead", role="router") as letters:
+            await client._publish(topic, b"{not json")
+            _, payload = await anext(letters)
+        letter = json.loads(payload)
+        assert letter["original"] == "{not json" and "line 1" in letter["reason"]
+
+
+async def test_a_crashing_handler_is_tried_again_and_has_one_effect(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    agent.crashes = 2
+    async with running(agent), Client(broker.address) as client:
+        await client.call("train.submit", TrainRequest(domain="sleep", dataset="x"), id="job")
+        assert agent.calls == ["job"] * 3 and agent.effects() == ["job"]
+
+
+async def test_a_handler_that_always_crashes_is_given_up_with_a_dead_letter(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    agent.crashes = 99
+    async with running(agent), Client(broker.address) as client, client.subscription("dead", role="router") as letters:
+        with pytest.raises(LabError) as caught:
+            await client.call("train.submit", TrainRequest(domain="sleep", dataset="x"), id="job")
+        _, payload = await anext(letters)
+        assert caught.value.code is Code.INTERNAL and "ZeroDivisionError" in caught.value.message
+        assert json.loads(payload)["attempts"] == 5 and agent.effects() == []
+
+
+async def test_a_durable_call_survives_an_absent_callee_and_a_killed_broker(
+    broker: PlainBroker, tmp_path: Path
+) -> None:
+    asker = Asker(wiring(broker, tmp_path, "conductor-1"))
+    async with running(asker):
+        with asker.transaction() as tx:
+            tx.call("train.submit", TrainRequest(domain="sleep", dataset="x"), id="job", key="k", context={"n": 1})
+            tx.call("train.submit", TrainRequest(domain="sleep", dataset="x"), id="job", key="k")
+        broker.kill()
+        broker.start()
+        agent = Counter(wiring(broker, tmp_path, "router-1"))
+        async with running(agent):
+            answer = await asyncio.wait_for(asker.answers.get(), 20)
+            assert (answer.key, answer.context, answer.error) == ("k", {"n": 1}, None)
+            assert agent.effects() == ["job"]
+        assert asker.store.outgoing("job") is None
+
+
+async def test_a_message_taken_in_before_a_kill_is_handled_after_it(broker: PlainBroker, tmp_path: Path) -> None:
+    first = Counter(wiring(broker, tmp_path, "router-1"))
+    message = MCPMessage(id="job", type="train.submit", data={"domain": "sleep", "dataset": "x"})
+    with first.store.transaction():
+        first.store.take_in("job", "digest", message.model_dump_json(), 1, (None, None), message.timestamp)
+    first.store.close()
+    second = Counter(wiring(broker, tmp_path, "router-1"))
+    async with running(second):
+        while not second.effects():
+            second._wake.set()
+            await asyncio.sleep(0)
+        assert second.effects() == ["job"]
+
+
+async def test_messages_published_while_an_agent_is_away_reach_it(broker: PlainBroker, tmp_path: Path) -> None:
+    async with running(Counter(wiring(broker, tmp_path, "router-1"))):
+        pass
+    async with Client(broker.address) as client:
+        topic = Topics().of("call", role="router", method="train.submit")
+        for number in range(50):
+            await client._publish(topic, json.dumps({"id": f"j{number}", "domain": "d", "dataset": "x"}).encode())
+        agent = Counter(wiring(broker, tmp_path, "router-1"))
+        async with running(agent):
+            await client.call("train.submit", TrainRequest(domain="d", dataset="x"), id="last")
+            assert sorted(agent.effects()) == sorted([*(f"j{number}" for number in range(50)), "last"])
+
+
+def test_waiting_calls_are_handled_by_priority_then_time(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    for identity, priority in (("a", 1), ("b", 3), ("c", 2), ("d", 3)):
+        message = MCPMessage(id=identity, type="train.submit", data={"domain": "d", "dataset": "x"}, priority=priority)
+        with agent.store.transaction():
+            agent.store.take_in(identity, identity, message.model_dump_json(), priority, (None, None), agent.now())
+    agent._tick()
+    assert agent.effects() == ["b", "d", "c", "a"]
+    agent.store.close()
+
+
+async def test_a_deferred_call_is_answered_later_and_only_once(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    agent.hold = True
+    async with running(agent), Client(broker.address) as client:
+        asking = asyncio.create_task(client.call("train.submit", TrainRequest(domain="d", dataset="x"), id="later"))
+        while not agent.calls:
+            await asyncio.sleep(0)
+        with agent.transaction() as tx:
+            tx.reply("later", LabError(Code.BUDGET, "too dear."))
+            tx.reply("later", JobList(jobs=[]))
+        with pytest.raises(LabError, match="too dear"):
+            await asking
+
+
+async def test_presence_tells_online_and_offline(broker: PlainBroker, tmp_path: Path) -> None:
+    async with Client(broker.address) as client, client.subscription("presence", role="+", agent="+") as seen:
+        async with running(Counter(wiring(broker, tmp_path, "router-1"))):
+            topic, payload = await anext(seen)
+            assert topic.endswith("agent/router/router-1/presence") and json.loads(payload)["online"] is True
+        _, payload = await anext(seen)
+        assert json.loads(payload)["online"] is False
+
+
+def test_a_second_process_on_one_store_is_refused(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    with pytest.raises(LabError, match="in use by another process"):
+        Counter(wiring(broker, tmp_path, "router-1"))
+    agent.store.close()
+
+
+def test_results_and_snapshots_have_a_schema_that_refuses_unknown_fields() -> None:
+    assert Empty.model_json_schema()["additionalProperties"] is False
+    assert JobSnapshot.model_json_schema()["additionalProperties"] is False
