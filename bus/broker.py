@@ -112,7 +112,7 @@ def port_owner(port: int) -> str:
     except psutil.AccessDenied:  # macOS shows other programs' sockets to root only
         return "another program (this user may not see which)"
     for connection in connections:
-        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != port:
             continue
         where = f"a listener on {connection.laddr.ip}:{port}"
         if connection.pid is None:

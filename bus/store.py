@@ -74,6 +74,12 @@ SCHEMA: tuple[str, ...] = (
     """,
 )
 
+FIRST_OF_ITS_KIND = (
+    "NOT EXISTS (SELECT 1 FROM outbox AS earlier WHERE earlier.key = outbox.key AND earlier.key != ''"
+    " AND earlier.method = outbox.method AND earlier.rowid < outbox.rowid)"
+)
+"""Reports of one job must arrive in order although each is repeated until it is answered."""
+
 INBOX_KEPT = timedelta(days=7)
 """How long the reply to a call is kept for a repetition; as long as the broker keeps a session."""
 
@@ -275,9 +281,10 @@ class Store:
         return cursor.rowcount == 1
 
     def due_calls(self, now: datetime, limit: int) -> list[sqlite3.Row]:
-        """Return calls that must be sent (again) now."""
+        """Return calls that must be sent (again) now; those of one key and method go one after another, in order."""
         return self.connection.execute(
-            "SELECT * FROM outbox WHERE next_at <= ? ORDER BY next_at, rowid LIMIT ?", (now.timestamp(), limit)
+            f"SELECT * FROM outbox WHERE next_at <= ? AND {FIRST_OF_ITS_KIND} ORDER BY next_at, rowid LIMIT ?",
+            (now.timestamp(), limit),
         ).fetchall()
 
     def outgoing(self, identity: str) -> sqlite3.Row | None:
@@ -367,6 +374,6 @@ class Store:
         """Return the Unix time of the next timer, repetition or postponed call."""
         row = self.connection.execute(
             "SELECT min(t) FROM (SELECT min(due) t FROM timers UNION ALL SELECT min(next_at) FROM outbox"
-            " UNION ALL SELECT min(next_at) FROM inbox WHERE state = 'pending')"
+            f" WHERE {FIRST_OF_ITS_KIND} UNION ALL SELECT min(next_at) FROM inbox WHERE state = 'pending')"
         ).fetchone()
         return None if row[0] is None else float(row[0])

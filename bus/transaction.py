@@ -49,7 +49,7 @@ class Transaction:
     sender: str
     now: datetime
     traceparent: str | None = None
-    _after: list[Callable[[], None]] = field(default_factory=list)
+    _after: list[Callable[[], object]] = field(default_factory=list)
     _replies: list[str] = field(default_factory=list)
 
     @property
@@ -130,7 +130,7 @@ class Transaction:
         """Remove a timer."""
         self.store.cancel_timer(name, key)
 
-    def after_commit(self, action: Callable[[], None]) -> None:
+    def after_commit(self, action: Callable[[], object]) -> None:
         """Run an action (start a process, stop one) once everything is committed; not run on a roll-back."""
         self._after.append(action)
 

@@ -30,6 +30,9 @@ EXITS = {
 }  # fmt: skip
 """Exit code by error code; what is not named is input that the user has to change."""
 
+PIPE_COLUMNS = 200
+"""Columns of a table that goes to a file or another program; the widest has about 150."""
+
 FLAGS = {
     "dataset": "--data", "eval_dataset": "--eval-data", "budget_usd": "--budget", "parameters": "--param",
     "domain": "--domain", "tier": "--tier", "base": "--base", "priority": "--priority",
@@ -47,8 +50,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout;
 
 
 def console() -> Console:
-    """Return the console of this call's stdout."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Return the console of this call's stdout; in a pipe it is wide, so that nothing is cut for want of a screen."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def tell(sentence: str) -> None:
@@ -95,11 +98,11 @@ def report(error: LabError, *, as_json: bool) -> int:
 class Door(TyperGroup):
     """The command group: turns every expected error into a message and an exit code."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["json"] = "--json" in args
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         as_json = bool(ctx.meta.get("json"))
         try:
             return super().invoke(ctx)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -88,8 +88,10 @@ def hold(home: Path) -> Iterator[None]:
         os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
-        record_path(home).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)  # while it is still held, so that nobody loses a lock of his own
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:  # else the folder was replaced: it is another's
+                record_path(home).unlink(missing_ok=True)
+                path.unlink()  # while it is still held, so that nobody loses a lock of his own
         os.close(descriptor)
 
 

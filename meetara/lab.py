@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +56,15 @@ class Job:
         Raises:
             LabError: NOT_FOUND, or the lab does not answer.
         """
-        return await self._lab.client.call("job.get", JobQuery(job=self.id))
+        found: JobSnapshot = await self._lab.client.call("job.get", JobQuery(job=self.id))
+        return found
 
     async def events(self, since: int = 0) -> list[JobEvent]:
         """Return the job's numbered facts after `since`."""
         found: JobEvents = await self._lab.client.call("job.events", EventsQuery(job=self.id, since=since))
         return found.events
 
-    async def updates(self) -> AsyncIterator[JobSnapshot | Progress]:
+    async def updates(self) -> AsyncGenerator[JobSnapshot | Progress, None]:
         """Yield snapshots and progress as they come, the present state first, until the final snapshot."""
         last: JobSnapshot | None = None
         async with aclosing(self._lab.updates(self.id, ask_again=self.snapshot)) as updates:
@@ -107,7 +108,8 @@ class Job:
 
     async def cancel(self) -> JobSnapshot:
         """Stop the job; what it has finished is kept."""
-        return await self._lab.client.call("job.cancel", JobQuery(job=self.id))
+        found: JobSnapshot = await self._lab.client.call("job.cancel", JobQuery(job=self.id))
+        return found
 
 
 class Lab:
@@ -251,8 +253,8 @@ class Lab:
         return agents
 
     async def updates(
-        self, job: str = "+", *, ask_again: Any = None
-    ) -> AsyncIterator[JobSnapshot | Progress]:
+        self, job: str = "+", *, ask_again: Callable[[], Awaitable[JobSnapshot]] | None = None
+    ) -> AsyncGenerator[JobSnapshot | Progress, None]:
         """Yield snapshots and progress of one job or of all, without end; what is retained comes first.
 
         Args:
@@ -275,13 +277,16 @@ class Lab:
             ]  # fmt: skip
             try:
                 while True:
+                    item: JobSnapshot | Progress
                     try:
                         async with asyncio.timeout(ASK_AGAIN_SECONDS if ask_again else None):
                             item = await queue.get()
                     except TimeoutError:
-                        with suppress(LabError):  # the conductor is away; ask again later
-                            yield await ask_again()
-                        continue
+                        assert ask_again is not None
+                        try:
+                            item = await ask_again()
+                        except LabError:  # the conductor is away; ask again later
+                            continue
                     yield item
             finally:
                 for task in tasks:

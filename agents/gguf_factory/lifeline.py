@@ -13,8 +13,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that forked it ends. Linux only; elsewhere nothing happens.
 
-    Can be given as `preexec_fn` to a subprocess. asyncio forks in the event loop's thread, which lives as long as the
-    factory does.
+    Call it in the child's own program. asyncio forks in the event loop's thread, which lives as long as the factory.
     """
     if not sys.platform.startswith("linux"):
         return

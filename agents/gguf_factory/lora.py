@@ -136,7 +136,7 @@ class Network:
             task_type="CAUSAL_LM",
         )  # fmt: skip
         self.peft: PeftModel = get_peft_model(base, self.config)
-        self.causal: PreTrainedModel = self.peft.get_base_model()
+        self.causal: Any = self.peft.get_base_model()  # transformers leaves most of its methods untyped
         self.head = self.causal.get_output_embeddings()
         self.parameters = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
         self.dropout = SharedDropout(dropout)
@@ -147,7 +147,8 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        device: torch.device = self.head.weight.device
+        return device
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the normalised hidden states [supervised positions, width] that predict a batch's labels."""

@@ -47,8 +47,7 @@ class Batch:
         return torch.zeros(open_.shape, dtype=dtype, device=sample.device).masked_fill_(~open_, -torch.inf)[:, None]
 
     def to(self, device: torch.device) -> Batch:
-        moved = (tensor.to(device) for tensor in (self.input_ids, self.labels, self.position_ids))
-        return Batch(*moved, tokens=self.tokens)
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.position_ids.to(device), self.tokens)
 
 
 class Rows:
@@ -98,8 +97,8 @@ class Rows:
         """Return the rows, without the columns that are padding in all of them."""
         at = torch.tensor(list(indices))
         length = max(2, int(self.lengths[at].max()))
-        parts = (tensor[at, :length] for tensor in (self.input_ids, self.labels, self.position_ids))
-        return Batch(*parts, tokens=int(self.lengths[at].sum()))
+        tokens = int(self.lengths[at].sum())
+        return Batch(self.input_ids[at, :length], self.labels[at, :length], self.position_ids[at, :length], tokens)
 
 
 @dataclass(frozen=True)

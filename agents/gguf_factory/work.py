@@ -35,13 +35,14 @@ LOCK_WAIT_S = 10.0  # a predecessor that was just killed may take a moment to le
 
 
 class Lines:
-    """Writes JSON lines; progress at most every PROGRESS_S seconds, unless it has a note or a new stage."""
+    """Writes JSON lines; progress at most every PROGRESS_S seconds, unless its note or stage is new."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = out
         self.clock = clock
         self.stage = Stage.PLAN.value
         self.last = -PROGRESS_S
+        self.note = ""
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write one line at once."""
@@ -53,9 +54,10 @@ class Lines:
     def progress(self, **facts: Any) -> None:
         """Write a progress line, or leave it out when the last one is too fresh."""
         now = self.clock()
-        if not facts.get("note") and now - self.last < PROGRESS_S:
+        note = facts.get("note") or ""
+        if now - self.last < PROGRESS_S and note in ("", self.note):
             return
-        self.last = now
+        self.last, self.note = now, note
         self.write({"kind": "progress", "stage": self.stage, **facts})
 
 

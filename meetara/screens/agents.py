@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from meetara import show
 from meetara.door import OK, emit
@@ -26,11 +26,11 @@ async def agents(where: dict[str, Any], *, as_json: bool, console: Console) -> i
     if not found:
         console.print("No agents have announced themselves on this broker. Start them with `meetara up`.", markup=False)
         return OK
-    grid = Table("agent", "role", "presence", "version", "slots", "cores", "memory", "disk free", "GPU")
+    grid = Table(Column("agent", no_wrap=True), "presence", "version", "slots", "cores", "memory", "disk free", "GPU")
     for one in found:
         card, device = one.card, one.card.device if one.card else None
         grid.add_row(
-            one.id, one.role, "[green]online[/green]" if one.online else "[red]offline[/red]",
+            one.id, "[green]online[/green]" if one.online else "[red]offline[/red]",
             card.version if card else "", str(card.slots) if card and card.slots else "",
             str(device.cores) if device else "", show.size(device.memory_bytes) if device else "",
             show.size(device.disk_free_bytes) if device else "",

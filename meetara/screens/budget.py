@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from meetara import show
 from meetara.door import OK, emit
@@ -30,7 +30,7 @@ async def budget(where: dict[str, Any], *, as_json: bool, console: Console) -> i
         console.print("[red]Paid work is frozen: the budget is nearly used up.[/red]")
     reserved = {item.job: item.amount_micros for item in report.open_reservations}
     if report.jobs or reserved:
-        grid = Table("job", "spent", "reserved")
+        grid = Table(Column("job", no_wrap=True), "spent", "reserved")
         for job in sorted(report.jobs.keys() | reserved.keys()):
             grid.add_row(job, show.micros(report.jobs.get(job, 0)), show.micros(reserved.get(job, 0)))
         console.print(grid)

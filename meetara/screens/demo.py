@@ -54,7 +54,7 @@ async def demo(home: Path | None, *, as_json: bool, console: Console) -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
     code = show_end(final, as_json=as_json, console=console)
-    path = result.file_path(final)
-    if path and not as_json:
-        console.print(f"The model is in {path}", markup=False, soft_wrap=True)
+    model = result.file_path(final)
+    if model and not as_json:
+        console.print(f"The model is in {model}", markup=False, soft_wrap=True)
     return code

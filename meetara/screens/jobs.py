@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from meetara import show
@@ -24,7 +24,7 @@ KEPT = 20
 
 def overview(jobs: dict[str, JobSnapshot], progress: dict[str, Progress]) -> Table:
     """One line per job."""
-    grid = Table("job", "domain", "state", "stage", "step", "loss", "tokens/s", "ETA", "cost", "quality")
+    grid = Table(Column("job", no_wrap=True), "domain", "state", "stage", "step", "loss", "tokens/s", "ETA", "cost", "quality")
     ordered = sorted(jobs.values(), key=lambda job: (job.state not in FINAL, job.at), reverse=True)
     for job in ordered[:KEPT]:
         now = progress.get(job.job)
@@ -91,7 +91,7 @@ async def jobs(where: dict[str, Any], *, as_json: bool, console: Console) -> int
     if as_json:
         emit({"jobs": found})
     elif found:
-        grid = Table("job", "domain", "tier", "state", "stage", "quality", "cost", "since")
+        grid = Table(Column("job", no_wrap=True), "domain", "tier", "state", "stage", "quality", "cost", "since")
         for job in found:
             grid.add_row(
                 job.job, job.domain, job.tier, show.state(job.state.value), job.stage.value if job.stage else "",

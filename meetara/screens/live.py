@@ -95,6 +95,8 @@ class View:
         head = Text.assemble((self.job, "bold"), "  ", self.state)
         if self.snapshot and self.snapshot.attempt > 1:
             head.append(f"  attempt {self.snapshot.attempt}", style="yellow")
+        if self.snapshot and self.snapshot.reason:
+            head.append(f"\n{self.snapshot.reason}", style="yellow")
         signs = {"done": ("✓", "green"), "failed": ("✗", "red"), "runs": ("▸", "cyan"), "waits": ("·", "dim")}
         stages = Table.grid(padding=(0, 1))
         for stage, mark in self.marks():
@@ -122,6 +124,8 @@ class Lines:
         if now != self._last:
             self._last, self._tenth = now, 0
             words = [view.job, view.state, *([view.stage.value] if view.stage else [])]
+            if view.snapshot is not None and view.snapshot.reason:
+                words.append(f"({view.snapshot.reason})")
             self._console.print(Text("  ".join(words)))
         elif tenth > self._tenth:
             self._tenth = tenth

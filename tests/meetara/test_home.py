@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -45,6 +46,17 @@ def test_leaving_removes_lock_and_record(tmp_path):
         assert running(tmp_path) is not None
     assert running(tmp_path) is None
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_leaving_a_home_that_was_replaced_takes_nothing_from_its_new_holder(tmp_path):
+    home = tmp_path / "home"
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(hold(home))
+        home.rename(tmp_path / "old")
+        second.enter_context(hold(home))
+        write_record(home, Up(pid=os.getpid(), host="127.0.0.1", port=1, lab="lab"))
+        first.close()
+        assert running(home) is not None
 
 
 def test_a_killed_holder_frees_the_home(tmp_path):

@@ -4,15 +4,31 @@ from pathlib import Path
 
 import pytest
 
-from agents.gguf_factory import convert, quantise
-from agents.gguf_factory.job import Job
+from agents.gguf_factory import convert, pipeline, publish, quantise, validate
+from agents.gguf_factory.job import Job, StageResult
+from protocol.job import Stage
 from tests.agents.gguf_factory import exports
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job with the stages up to quantise done; tests read it and break copies (`exports.copy`)."""
-    job = exports.prepare(tmp_path_factory.mktemp("exported"))
-    convert.run(job)
-    quantise.run(job)
+    """A job with all stages from convert to publish done; tests read it and break copies (`exports.copy`)."""
+    root = tmp_path_factory.mktemp("exported")
+    job = exports.prepare(root)
+    general = root / "general.txt"
+    general.write_text(exports.GENERAL)
+
+    def validated(job: Job) -> StageResult:
+        return validate.run(job, exports.rules(), general)
+
+    pipeline.run(
+        job, lambda line: None,
+        stages=((Stage.CONVERT, convert.run), (Stage.QUANTISE, quantise.run), (Stage.VALIDATE, validated),
+                (Stage.PUBLISH, publish.run)),
+    )  # fmt: skip
     return job
+
+
+@pytest.fixture(scope="session")
+def general(exported: Job) -> Path:
+    return exported.home.parent / "general.txt"

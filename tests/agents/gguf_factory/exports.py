@@ -51,19 +51,21 @@ def make_job(folder: Path, home: Path, base: Path, **parameters: Any) -> Job:
 def teach(model: LlamaForCausalLM, tokenizer: Any, steps: int = 60) -> None:
     """Train all weights on the rows until it knows them."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine two threads wait for each other most of the time
     rows = [chat.encode(tokenizer, messages) for messages in ROWS]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
     wanted = torch.tensor([mask + [False] * (length - len(mask)) for _, mask in rows])
     labels = ids.masked_fill(~wanted, -100)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(steps):
+    for _ in range(steps):
         loss = model(input_ids=ids, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if step % 5 == 0: print(step, loss.item())
-    assert loss.item() < 0.1, "the fixture did not learn its rows"
+    torch.set_num_threads(threads)
+    assert loss.item() < 0.5, "the fixture did not learn its rows"
 
 
 def prepare(root: Path) -> Job:
@@ -94,6 +96,7 @@ def write_merged(job: Job, model: LlamaForCausalLM) -> None:
 def copy(job: Job, root: Path) -> Job:
     """Return a job of one's own to break: files are copied, home (with the converted base) is shared."""
     folder = root / "jobs" / "tiny"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(job.folder, folder)
     return make_job(folder, job.home, job.base)
 

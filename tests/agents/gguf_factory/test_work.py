@@ -119,6 +119,7 @@ def test_progress_is_thinned_but_notes_and_new_stages_are_not() -> None:
         now[0] = step / 10
         writer.progress(step=step)
     writer.progress(note="saved")
+    writer.progress(note="saved", step=11)
     writer.write({"kind": "stage_started", "stage": "merge"})
     writer.progress(step=0)
     found = lines(out.getvalue())

@@ -1,0 +1,329 @@
+"""The factory's shell: plans on request, trains what it holds a lease for, and reports every stage to the conductor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agents.gguf_factory import machine
+from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from configs import Configs, load
+from protocol.envelope import MCPMessage
+from protocol.errors import Code, ErrorBody, LabError, Retry
+from protocol.job import Empty, Plan, PlanRequest, Progress, Report, RunRequest, Stage, StopRequest
+from protocol.machine import Card, Device, LeaseGrant, LeaseRenewal
+
+RENEW = timedelta(seconds=8)
+"""How often a lease of 30 s is renewed: three renewals may be lost before it runs out."""
+UNHEARD = timedelta(seconds=90)
+"""Without a renewal for so long a job is checkpointed and given up: nobody may still be counting its cost."""
+
+SCHEMA = """
+CREATE TABLE runs (                  -- jobs this factory holds a lease for
+    job TEXT PRIMARY KEY,
+    request TEXT NOT NULL,           -- the RunRequest as JSON
+    renewed_at REAL NOT NULL,
+    reports INTEGER NOT NULL DEFAULT 0
+);
+"""
+
+
+class FactoryAgent(BaseAgent):
+    """Turns leased jobs into proven GGUF files, each in a process of its own."""
+
+    role = "gguf_factory"
+    migrations: ClassVar[tuple[str, ...]] = (SCHEMA,)
+
+    def __init__(self, wiring: Wiring, configs: Configs | None = None) -> None:
+        self.configs = configs or load()
+        self.slots = self.configs.providers.local.slots_for(os.cpu_count() or 1)
+        super().__init__(wiring)
+        self.message_handlers |= {"job.plan": self.plan, "job.run": self.start, "job.stop": self.stop}
+        self.reply_handlers |= {"job.report": self.report_answered, "lease.renew": self.renewed}
+        self.timer_handlers["renew"] = self.renew
+        self.processes: dict[str, JobProcess] = {}
+        self.stop_calls: dict[str, list[str]] = {}
+        self.leaving = False
+
+    def card(self) -> Card:
+        free = machine.free_bytes(self.home)
+        gpu, gpu_memory = graphics()
+        device = Device(
+            cores=os.cpu_count() or 1, memory_bytes=machine.memory_bytes(), disk_free_bytes=free, gpu=gpu,
+            gpu_memory_bytes=gpu_memory,
+        )  # fmt: skip
+        return super().card().model_copy(update={"slots": self.slots, "device": device})
+
+    async def started(self) -> None:
+        """Take up the plans and jobs that the last process left."""
+        with self.transaction() as tx:
+            tx.store.reopen(["job.plan", "job.stop"])
+            for row in tx.connection.execute("SELECT job FROM runs").fetchall():
+                self.ask_renewal(row["job"], tx)
+
+    async def stopping(self) -> None:
+        """Checkpoint every job and tell the conductor, so that it goes on when a factory is there again."""
+        self.leaving = True
+        await asyncio.gather(*(process.stop(CHECKPOINT_GRACE) for process in list(self.processes.values())))
+        while self.processes:
+            await asyncio.sleep(0.01)  # the listening tasks read the last lines
+
+    # planning
+
+    def plan(self, message: MCPMessage, tx: Transaction) -> Deferred:
+        request: PlanRequest = self.params(message)
+        tx.after_commit(lambda: self.spawn(self.answer_plan(message.id, request)))
+        return DEFERRED
+
+    async def answer_plan(self, call: str, request: PlanRequest) -> None:
+        answer = await make_plan(request, self.home)
+        result: Plan | LabError
+        if "plan" in answer:
+            result = Plan.model_validate(answer["plan"])
+        elif "error" in answer:
+            result = LabError.from_body(ErrorBody.model_validate(answer["error"]))
+        else:
+            result = LabError(Code.INTERNAL, answer["crash"], retry=Retry.LATER)
+        with self.transaction() as tx:
+            tx.reply(call, result)
+
+    # running
+
+    def start(self, message: MCPMessage, tx: Transaction) -> Empty:
+        """Take a leased job and start it; the same lease again changes nothing."""
+        run: RunRequest = self.params(message)
+        known = self.held(run.job, tx)
+        if known is not None and known.fence >= run.fence:
+            return Empty()
+        others = [job for job in self.processes if job != run.job]
+        if len(others) >= self.slots:
+            raise LabError(
+                Code.BUSY, f"{self.agent} trains {len(others)} jobs already, it has {self.slots} slots.",
+                retry=Retry.LATER,
+            )  # fmt: skip
+        tx.connection.execute(
+            "INSERT OR REPLACE INTO runs (job, request, renewed_at) VALUES (?, ?, ?)",
+            (run.job, run.model_dump_json(), tx.now.timestamp()),
+        )
+        tx.timer("renew", run.job, tx.now + RENEW)
+        tx.after_commit(lambda: self.launch(run))
+        return Empty()
+
+    def held(self, job: str, tx: Transaction) -> RunRequest | None:
+        row = tx.connection.execute("SELECT request FROM runs WHERE job = ?", (job,)).fetchone()
+        return RunRequest.model_validate_json(row["request"]) if row else None
+
+    def launch(self, run: RunRequest) -> None:
+        """Start the job's process, after the one of an older lease has ended."""
+        old = self.processes.get(run.job)
+
+        async def work() -> None:
+            if old is not None:
+                await old.stop(CANCEL_GRACE)
+            folder = self.home / "jobs" / run.job
+            folder.mkdir(parents=True, exist_ok=True)
+            write_job(folder, run)
+            process = JobProcess(
+                folder, self.slots, lambda line: self.heard(run, line), lambda status: self.ended(run, process, status)
+            )
+            self.processes[run.job] = process
+            await process.run()
+
+        self.spawn(work())
+
+    def heard(self, run: RunRequest, line: dict[str, Any]) -> None:
+        """Pass on what the job's process says."""
+        kind = line["kind"]
+        if kind == "progress":
+            self.progress(run, line)
+            return
+        with self.transaction() as tx:
+            if not self.current(run, tx):
+                return
+            if kind in ("stage_started", "stage_done"):
+                self.report(
+                    run, kind, tx, stage=line["stage"], seconds=line.get("seconds"), results=line.get("results")
+                )
+            elif kind == "done":
+                self.report(run, "done", tx, artefacts=line["artefacts"], gates=line["gates"], results=line["results"])
+                self.forget(run.job, tx)
+            elif kind == "failed":
+                error = LabError.from_body(ErrorBody.model_validate(line["error"]))
+                self.report(
+                    run, "failed", tx, stage=line["stage"], reason=str(error), retry=error.retry.value,
+                    gates=line.get("gates"), artefacts=line.get("artefacts"), results=line.get("results"),
+                )  # fmt: skip
+                self.forget(run.job, tx)
+            elif kind == "stopped" and run.job not in self.stop_calls:
+                reason = "the factory was asked to stop; the job is checkpointed."
+                self.report(run, "interrupted", tx, stage=line["stage"], reason=reason)
+                self.forget(run.job, tx)
+
+    def ended(self, run: RunRequest, process: JobProcess, status: int) -> None:
+        """The process is gone: answer who waited for that; if it said nothing, tell the conductor."""
+        if self.processes.get(run.job) is process:
+            del self.processes[run.job]
+        with self.transaction() as tx:
+            stops = self.stop_calls.pop(run.job, [])
+            for call in stops:
+                tx.reply(call, Empty())
+            if not self.current(run, tx):
+                return
+            if not stops and not self.leaving:
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+                reason = f"the job's process {how} without a word; see {process.folder / 'log.txt'}."
+                self.report(run, "failed", tx, reason=reason, retry="later")
+            elif self.leaving:
+                self.report(run, "interrupted", tx, reason="the factory stopped before the job could checkpoint.")
+            self.forget(run.job, tx)
+
+    def current(self, run: RunRequest, tx: Transaction) -> bool:
+        """Whether this factory still holds this lease."""
+        held = self.held(run.job, tx)
+        return held is not None and held.fence == run.fence
+
+    def forget(self, job: str, tx: Transaction) -> None:
+        tx.connection.execute("DELETE FROM runs WHERE job = ?", (job,))
+        tx.cancel_timer("renew", job)
+        tx.drop_calls(job, "lease.renew")
+
+    def report(self, run: RunRequest, kind: str, tx: Transaction, **facts: Any) -> None:
+        number = tx.connection.execute(
+            "UPDATE runs SET reports = reports + 1 WHERE job = ? RETURNING reports", (run.job,)
+        ).fetchone()[0]
+        given = {name: value for name, value in facts.items() if value is not None}
+        report = Report.model_validate({"job": run.job, "fence": run.fence, "kind": kind, **given})
+        tx.call("job.report", report, key=run.job, id=f"{run.job}:{run.fence}:{self.agent}:{number}")
+
+    def progress(self, run: RunRequest, line: dict[str, Any]) -> None:
+        with_time = datetime.fromtimestamp(self.now().timestamp(), tz=self.now().tzinfo)
+        with self.transaction() as tx:
+            row = tx.connection.execute("SELECT renewed_at FROM runs WHERE job = ?", (run.job,)).fetchone()
+        if row is None:
+            return
+        known = {name: value for name, value in line.items() if name in Progress.model_fields}
+        progress = Progress.model_validate(
+            {
+                **known, "job": run.job, "attempt": run.attempt, "at": with_time, "stage": Stage(line["stage"]),
+                "cost_usd": self.cost_usd(run, with_time),
+            }
+        )  # fmt: skip
+        self.emit("job_progress", progress, job=run.job)
+
+    def cost_usd(self, run: RunRequest, at: datetime) -> float:
+        """What the lease has cost so far; the conductor's books count the same time."""
+        process = self.home / "jobs" / run.job / "job.json"
+        seconds = max(0.0, at.timestamp() - process.stat().st_mtime)
+        return run.price_micros_per_hour * seconds / 3600 / 1e6
+
+    # stopping
+
+    def stop(self, message: MCPMessage, tx: Transaction) -> Empty | Deferred:
+        """Stop a job; answered when its process is gone."""
+        request: StopRequest = self.params(message)
+        if request.job not in self.processes:
+            self.forget(request.job, tx)
+            return Empty()
+        process = self.processes[request.job]
+        grace = CANCEL_GRACE if request.mode == "cancel" else CHECKPOINT_GRACE
+
+        def begin() -> None:
+            self.stop_calls.setdefault(request.job, []).append(message.id)
+            self.spawn(process.stop(grace))
+
+        tx.after_commit(begin)
+        return DEFERRED
+
+    # leases
+
+    def renew(self, job: str, data: dict[str, Any], tx: Transaction) -> None:
+        run = self.held(job, tx)
+        if run is None:
+            return
+        tx.timer("renew", job, tx.now + RENEW)
+        row = tx.connection.execute("SELECT renewed_at FROM runs WHERE job = ?", (job,)).fetchone()
+        process = self.processes.get(job)
+        if process is not None and tx.now.timestamp() - row["renewed_at"] > UNHEARD.total_seconds():
+            self.log.warning("lease not renewed for too long; checkpointing", job=job)
+            tx.after_commit(lambda: self.spawn(process.stop(CHECKPOINT_GRACE)))
+        elif process is None or process.working():
+            self.ask_renewal(job, tx)
+
+    def ask_renewal(self, job: str, tx: Transaction) -> None:
+        run = self.held(job, tx)
+        if run is not None:
+            renewal = LeaseRenewal(job=job, lease=run.lease, fence=run.fence)
+            tx.call("lease.renew", renewal, key=job, context={"fence": run.fence}, deadline=tx.now + RENEW)
+
+    def renewed(self, answer: Answer, tx: Transaction) -> None:
+        """Go on, or stop working on a job whose lease belongs to another."""
+        job = answer.key
+        run = self.held(job, tx)
+        if run is None or run.fence != answer.context["fence"]:
+            return
+        if isinstance(answer.result, LeaseGrant):
+            tx.connection.execute("UPDATE runs SET renewed_at = ? WHERE job = ?", (tx.now.timestamp(), job))
+            if job not in self.processes and not self.leaving:
+                self.log.info("going on with a job", job=job)
+                tx.timer("renew", job, tx.now + RENEW)
+                tx.after_commit(lambda: self.launch(run))
+        elif answer.error is not None and answer.error.code is Code.EXPIRED:
+            if job not in self.processes:
+                self.ask_renewal(job, tx)
+        else:
+            self.give_up(job, str(answer.error), tx)
+
+    def report_answered(self, answer: Answer, tx: Transaction) -> None:
+        if answer.error is not None and answer.error.code is Code.FENCED:
+            run = self.held(answer.key, tx)
+            if run is not None and answer.call_id.startswith(f"{run.job}:{run.fence}:"):
+                self.give_up(answer.key, str(answer.error), tx)
+
+    def give_up(self, job: str, reason: str, tx: Transaction) -> None:
+        self.log.warning("the lease is over; stopping the job", job=job, reason=reason)
+        self.forget(job, tx)
+        process = self.processes.get(job)
+        if process is not None:
+            tx.after_commit(lambda: self.spawn(process.stop(CHECKPOINT_GRACE)))
+
+
+def write_job(folder: Path, run: RunRequest) -> None:
+    """Write job.json whole or not at all."""
+    temporary = folder / "job.json.tmp"
+    temporary.write_text(run.model_dump_json(), encoding="utf-8")
+    temporary.replace(folder / "job.json")
+
+
+def graphics() -> tuple[str, int]:
+    """Name and memory of the first NVIDIA GPU, read from the driver's files; ("", 0) without one.
+
+    The agent must not import torch for this: 300 MB and seconds for one name.
+    """
+    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip(), memory_of(information.parent.name)
+    return "", 0
+
+
+def memory_of(bus: str) -> int:
+    """Bytes of a GPU's memory: its largest PCI region; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/sys/bus/pci/devices/{bus}/resource").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return max(sizes(lines), default=0)
+
+
+def sizes(lines: Iterable[str]) -> list[int]:
+    """Sizes of PCI regions given as `start end flags` in hexadecimal."""
+    found = []
+    for line in lines:
+        start, end, *_ = (int(part, 16) for part in line.split())
+        found.append(end - start + 1 if end else 0)
+    return found

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from agents.gguf_factory import doctor, toolchain
+from protocol import Code, LabError
+
+
+def sdist(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"llama_cpp_python-0.3.36/vendor/llama.cpp/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_the_installed_converter_is_the_pinned_one() -> None:
+    assert toolchain.converter().name == "convert_hf_to_gguf.py"
+    assert (toolchain.folder() / toolchain.HASH_LIST).read_text() == toolchain.hash_list(toolchain.folder())
+
+
+def test_a_missing_converter_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="make setup") as caught:
+        toolchain.check(tmp_path / "nothing")
+    assert caught.value.code is Code.TOOLCHAIN
+
+
+@pytest.mark.parametrize("change", ["edit", "remove", "add"])
+def test_a_changed_converter_is_refused(tmp_path: Path, change: str) -> None:
+    copy = tmp_path / "llama.cpp"
+    shutil.copytree(toolchain.folder(), copy)
+    assert toolchain.check(copy) == copy
+    module = copy / "conversion" / "llama.py"
+    if change == "edit":
+        module.write_text(module.read_text().replace("permute", "permute ", 1))
+    elif change == "remove":
+        module.unlink()
+    else:
+        (copy / "conversion" / "own.py").write_text("")
+    with pytest.raises(LabError, match="is not the one of llama-cpp-python"):
+        toolchain.check(copy)
+
+
+def test_another_source_package_is_refused_and_leaves_the_installed_converter_alone(tmp_path: Path) -> None:
+    target = tmp_path / "share" / "llama.cpp"
+    target.mkdir(parents=True)
+    (target / "convert_hf_to_gguf.py").write_text("old")
+    other = sdist(tmp_path / "other.tar.gz", {"convert_hf_to_gguf.py": b"print()", "../../escape.py": b"x"})
+    with pytest.raises(LabError, match="is not the one of llama-cpp-python"):
+        toolchain.install(other, target)
+    assert [path.name for path in target.parent.iterdir()] == ["llama.cpp"]
+    assert (target / "convert_hf_to_gguf.py").read_text() == "old"
+
+
+def test_what_is_no_source_package_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.tar.gz"
+    broken.write_bytes(b"not a package")
+    with pytest.raises(LabError, match="cannot be read as a source package"):
+        toolchain.install(broken, tmp_path / "llama.cpp")
+
+
+def test_modules_get_the_tensor_names_of_the_converters_own_table() -> None:
+    modules = ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj", "no.such.module"]
+    names = toolchain.tensor_names(toolchain.check(), "llama", 2, modules)
+    assert names == {
+        "model.layers.1.self_attn.q_proj": "blk.1.attn_q",
+        "model.layers.0.mlp.down_proj": "blk.0.ffn_down",
+    }
+
+
+def test_the_converters_gguf_package_does_not_enter_this_process() -> None:
+    toolchain.tensor_names(toolchain.check(), "llama", 2, ["model.norm"])
+    assert not any("llama.cpp" in path for path in sys.path)
+
+
+def test_the_doctor_finds_a_working_toolchain() -> None:
+    checks = {check.name: check for check in doctor.doctor()}
+    assert list(checks) == ["llama_cpp", "quantiser", "converter", "round_trip"]
+    assert all(check.ok for check in checks.values()), checks
+
+
+def test_the_doctor_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(toolchain, "folder", lambda: tmp_path / "nothing")
+    checks = {check.name: check for check in doctor.doctor()}
+    assert not checks["converter"].ok and "make setup" in checks["converter"].advice
+    assert not checks["round_trip"].ok
+    assert checks["quantiser"].ok

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers.models.llama import LlamaForCausalLM
+
+from agents.gguf_factory import chat, convert, fidelity, footprint, llama, quantise, validate
+from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.job import Job, Stopped
+from configs import GATES
+from protocol import Code, LabError
+from tests.agents.gguf_factory import exports
+from tests.agents.gguf_factory.exports import ROWS
+
+
+def only(*names: str) -> dict:
+    return {name: exports.rules()[name] for name in names}
+
+
+def permute_rows(path: Path, name: str) -> None:
+    """Reverse the rows of a 16-bit tensor in a file: what a wrong permutation of rotary heads looks like."""
+    header = read_header(path)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == name)
+    rows = np.memmap(path, np.uint16, "r+", header.data_start + tensor.offset, tensor.shape[::-1])
+    rows[:] = rows[::-1].copy()
+    rows.flush()
+
+
+def set_number(path: Path, key: str, value: int) -> None:
+    """Change a 32-bit value in a file's header."""
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<Q", len(key)) + key.encode()) + 8 + len(key) + 4
+    content[at : at + 4] = struct.pack("<I", value)
+    path.write_bytes(content)
+
+
+def test_a_good_file_passes_every_gate_with_a_number(exported: Job) -> None:
+    manifest = exported.read_manifest("validate")
+    gates = manifest["gates"]
+    assert list(gates) == list(GATES)
+    assert all(gate["value"] is not None for gate in gates.values()), gates
+    assert all(gate["ok"] for gate in gates.values() if gate["level"] == "fail"), gates
+    assert gates["f16_kl"]["value"] < 1e-5 < gates["quant_kl"]["value"]
+    assert gates["lesson_percent"]["value"] == 140
+    results = manifest["results"]
+    ratio = 100 * results["base_perplexity"] / results["tuned_perplexity"]
+    assert gates["quality_percent"]["value"] == pytest.approx(ratio)
+    assert results["samples"][0]["question"] == ROWS[0][0]["content"]
+    assert results["samples"][0]["tuned"] == ROWS[0][1]["content"] != results["samples"][0]["base"]
+    assert json.loads(exported.path("validate", "gates.json").read_text())["gates"] == gates
+
+
+@pytest.mark.parametrize("tensor", ["blk.0.attn_q.weight", "blk.1.attn_k.weight"])
+def test_permuted_rows_of_queries_or_keys_miss_f16_kl(exported: Job, tmp_path: Path, tensor: str) -> None:
+    broken = tmp_path / "broken.gguf"
+    shutil.copyfile(exported.path("convert", convert.FILE), broken)
+    permute_rows(broken, tensor)
+    network = LlamaForCausalLM.from_pretrained(exported.path("merge", "model")).eval()
+    tokenizer = chat.load(exported.path("merge", "model"))
+    samples = [chat.encode(tokenizer, messages)[0] for messages in ROWS]
+    with llama.load(broken, n_ctx=256, exact=True) as model:
+        first, _, _ = fidelity.mean_divergences(network, model, None, samples)
+    assert first is not None and first > 1e-4
+
+
+def test_another_chat_template_is_counted(exported: Job, tmp_path: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    template = job.path("merge", "model", "chat_template.jinja")
+    template.write_text(template.read_text().replace("message['content'] +", "' ' + message['content'] +"))
+    tokenizer = chat.load(job.path("merge", "model"))
+    with llama.load(job.path("convert", convert.FILE), n_ctx=256) as model:
+        found = fidelity.chat_template(tokenizer, model, ROWS)
+    assert found.value == len(ROWS) and "renders differ" in found.detail
+
+
+def test_another_eos_in_the_file_is_counted(exported: Job, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    shutil.copyfile(exported.path("convert", convert.FILE), broken)
+    set_number(broken, "tokenizer.ggml.eos_token_id", 2)
+    tokenizer = chat.load(exported.path("merge", "model"))
+    with llama.load(broken, n_ctx=256) as model:
+        found = fidelity.tokenizer_ids(tokenizer, model, [])
+    assert found.value == 1 and "eos is 2 in the file, 6 in the tokenizer" in found.detail
+
+
+def test_an_eos_that_does_not_end_the_turn_is_counted(exported: Job, tmp_path: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    settings = job.path("merge", "model", "tokenizer_config.json")
+    settings.write_text(settings.read_text().replace('"eos_token": "<|end|>"', '"eos_token": "<|user|>"'))
+    set_number(job.path("convert", convert.FILE), "tokenizer.ggml.eos_token_id", 4)
+    tokenizer = chat.load(job.path("merge", "model"))
+    with llama.load(job.path("convert", convert.FILE), n_ctx=256) as model:
+        found = fidelity.chat_template(tokenizer, model, ROWS)
+    assert found.value == len(ROWS) and "no end token" in found.detail
+
+
+def test_markers_that_are_no_special_tokens_are_counted(exported: Job) -> None:
+    tokenizer = chat.load(exported.path("merge", "model"))
+    with llama.load(exported.path("convert", convert.FILE), n_ctx=256) as model:
+        good = fidelity.tokenizer_ids(tokenizer, model, ["<|user|>hello<|end|>"])
+        tokenize = model.tokenize
+        model.tokenize = lambda text: tokenize(text, special=False)  # type: ignore[method-assign]
+        split = fidelity.tokenizer_ids(tokenizer, model, ["<|user|>hello<|end|>"])
+    assert good.value == 0
+    assert split.value is not None and split.value >= 5
+
+
+def test_an_untrained_model_misses_quality_and_its_files_stay(exported: Job, tmp_path: Path, general: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    product = job.path("quantise", "sleep-Q4_K_M.gguf")
+    quantise.quantise(convert.convert_base(job.base, job.home), product, "Q4_K_M", None)
+    with pytest.raises(LabError, match="quality_percent was missed") as caught:
+        validate.run(job, only("quality_percent", "stops_percent", "file_bytes"), general)
+    error = caught.value
+    assert error.code is Code.GATE_MISSED
+    assert 99 < error.data["value"] < 101 == error.data["threshold"]
+    written = json.loads(job.path("validate", "gates.json").read_text())["gates"]
+    assert written["file_bytes"]["ok"] is True, "every gate is measured before the verdict"
+    assert written["stops_percent"]["ok"] is False, "random weights do not stop"
+    assert product.is_file()
+
+
+def test_a_truncated_product_is_a_clear_error(exported: Job, tmp_path: Path, general: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    product = job.path("quantise", "sleep-Q4_K_M.gguf")
+    product.write_bytes(product.read_bytes()[:-500_000])
+    with pytest.raises(LabError, match="not a whole GGUF file") as caught:
+        validate.run(job, exports.rules(), general)
+    assert caught.value.data["file"] == str(product)
+
+
+def test_a_missing_general_text_is_not_measured_rather_than_passed(exported: Job, tmp_path: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    result = validate.run(job, only("forgetting_percent", "quality_percent"), tmp_path / "none.txt")
+    gate = result.gates["forgetting_percent"]
+    assert (gate.value, gate.ok) == (None, None) and "none.txt" in gate.detail
+
+
+def test_a_stop_ends_the_stage(exported: Job, tmp_path: Path, general: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    job.stop = lambda: True
+    with pytest.raises(Stopped):
+        validate.run(job, exports.rules(), general)
+
+
+def test_the_sample_of_general_text_is_spread_over_all_documents(exported: Job) -> None:
+    tokenizer = chat.load(exported.base)
+    text = "\n<|doc|>\n".join(f"{word} " * 60 for word in ("alpha", "beta", "gamma", "delta", "omega", "zeta"))
+    windows = validate.spread(text, tokenizer, 32, most=200)
+    joined = tokenizer.decode([token for ids in windows for token in ids])
+    assert sum(map(len, windows)) <= 200 and all(ids[0] == tokenizer.bos_token_id for ids in windows)
+    assert sum(word in joined for word in ("alpha", "beta", "gamma", "delta", "omega", "zeta")) >= 5
+    assert validate.spread(text, tokenizer, 32, most=200) == windows
+
+
+def test_private_memory_leaves_out_the_model_files_own_mapping() -> None:
+    smaps = (
+        "7f00-7f10 r--s 00000000 08:01 42                         /tmp/model.gguf\nPrivate_Clean:  8000 kB\nPrivate_Dirty: 0 kB\n"
+        "7f20-7f30 rw-p 00000000 00:00 0 \nPrivate_Clean: 4 kB\nPrivate_Dirty:  100 kB\nShared_Clean: 50 kB\n"
+    )
+    assert footprint.private_bytes(smaps, "/tmp/model.gguf") == 104 * 1024
+    assert footprint.private_bytes(smaps, "/tmp/other.gguf") == 8104 * 1024
