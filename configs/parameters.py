@@ -24,6 +24,7 @@ class Parameters(BaseModel):
 
     `batch_size` counts rows per optimiser step, `sequence_length` tokens per packed row, `max_tokens` trained tokens over
     all epochs (padding does not count); `save_steps` is the number of optimiser steps between checkpoints.
+    `control_share` is the share of the steps trained again on shuffled answers for the lesson gate; 0 leaves it out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -40,6 +41,7 @@ class Parameters(BaseModel):
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0, le=1)
     save_steps: int = Field(ge=1)
+    control_share: float = Field(ge=0, le=1)
     quantisation: Quantisation
     seed: int = Field(ge=0, lt=2**32)
 

@@ -102,6 +102,8 @@ class Reply(BaseModel):
 def parse_json(payload: bytes) -> dict[str, Any]:
     """Check size, UTF-8, depth and form of a payload, in this order, and return the object in it.
 
+    What comes back can be written as JSON again: no NaN, no infinite number, no half of a surrogate pair.
+
     Raises:
         LabError: TOO_LARGE, or PARSE with what was wrong and where.
     """
@@ -129,6 +131,15 @@ def parse_json(payload: bytes) -> dict[str, Any]:
             f"the message is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
             advice='Send an object such as {"domain": "sleep", "dataset": "file:///data/sleep.jsonl"}.',
         ) from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise LabError(Code.PARSE, f"the message is not JSON: {error}.", advice="Send a shorter number.") from error
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise LabError(
+            Code.PARSE, f"the message holds a value that no JSON text in UTF-8 can hold: {error}.",
+            advice="Send finite numbers and whole characters.",
+        ) from error  # fmt: skip
     if not isinstance(value, dict):
         raise LabError(
             Code.INVALID_REQUEST,
@@ -172,6 +183,16 @@ def decode_call(method: str, payload: bytes, properties: Iterable[tuple[str, str
         LabError: what was wrong with the body; `data.id` holds the request's id where it could be read.
     """
     body = parse_json(payload)
+    request_id = body.get("id")
+    try:
+        return _envelope(method, body, properties)
+    except LabError as error:
+        if isinstance(request_id, str | int) and not isinstance(request_id, bool):
+            error.data.setdefault("id", str(request_id))
+        raise
+
+
+def _envelope(method: str, body: dict[str, Any], properties: Iterable[tuple[str, str]]) -> MCPMessage:
     attributes: dict[str, str] = {}
     for name, value in properties:
         attributes.setdefault(name, value)

@@ -91,12 +91,13 @@ class LabError(Exception):
         """Rebuild the exception at the caller; unknown codes become INTERNAL."""
         data = dict(body.data)
         advice = str(data.pop("advice", ""))
-        retry = data.pop("retry", Retry.NEVER.value)
+        told = data.pop("retry", None)
+        retry = next((known for known in Retry if known.value == told), Retry.NEVER)
         code = Code(body.code) if body.code in Code._value2member_map_ else Code.INTERNAL
         message = body.message.removesuffix(advice).strip() if advice else body.message
-        return cls(
-            code, message, advice=advice, retry=Retry(retry) if retry in set(Retry) else Retry.NEVER, **data
-        )
+        error = cls(code, message, advice=advice, retry=retry)
+        error.data = data  # not as keywords: a peer may name its facts as the parameters are named
+        return error
 
     @classmethod
     def from_validation(cls, error: ValidationError, what: str) -> LabError:

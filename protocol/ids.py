@@ -7,7 +7,7 @@ import secrets
 import time
 import uuid
 
-JOB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """A job's id is a topic level and a folder name: no separators, no wildcards, at most 64 characters."""
 
 
@@ -21,4 +21,4 @@ def uuid7(milliseconds: int | None = None, random: int | None = None) -> str:
 
 def valid_job_id(text: str) -> bool:
     """Tell whether a request's id can serve as a job's id."""
-    return JOB_ID.match(text) is not None and ".." not in text
+    return JOB_ID.fullmatch(text) is not None and ".." not in text

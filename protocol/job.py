@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
@@ -175,6 +175,12 @@ class Report(Strict):
     results: dict[str, Any] = Field(default_factory=dict, description="measured numbers for the result table")
     reason: str = ""
     retry: Literal["never", "later", "other-worker"] = "never"
+
+    @model_validator(mode="after")
+    def _named(self) -> Report:
+        if self.stage is None and self.kind in ("stage_started", "stage_done"):
+            raise ValueError(f"a report of {self.kind} names its stage")
+        return self
 
 
 class Progress(Strict):

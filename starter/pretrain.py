@@ -119,8 +119,8 @@ def load(folder: Path) -> tuple[Llama, Optimiser, dict[str, object]] | None:
         meta = json.loads(file.metadata()["meta"])
         model = Llama(Shape(**meta["shape"]))
         optimiser = Optimiser(model)
-        model.load_state_dict({k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("model.")})
-        optimiser.state = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("state.")}
+        model.load_state_dict({k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("model.")})  # noqa: SIM118 (not a dict: it cannot be iterated)
+        optimiser.state = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("state.")}  # noqa: SIM118
     return model, optimiser, meta
 
 

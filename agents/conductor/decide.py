@@ -128,9 +128,7 @@ def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
         case Report():
             reported(decision, happening)
         case LeaseLost():
-            if record.lease is not None and happening.fence == record.fence:
-                reason = f"the lease on {happening.machine} ran out: the factory did not renew it."
-                interrupt(decision, reason, counts=True, release=False)
+            lost(decision, happening)
         case CancelAsked():
             cancel(decision)
         case Stopped():
@@ -181,7 +179,11 @@ def refuse(decision: Decision, error: LabError) -> None:
 def leased(decision: Decision, grant: LeaseGrant) -> None:
     """A slot is ours: hand the job to the factory that owns it."""
     record = decision.record
-    if record.lease is not None or grant.fence <= record.fence:
+    if record.state is not State.PROVISIONING or record.lease is not None:
+        return
+    if grant.fence <= record.fence:  # given back, but the release was not there yet: ask again, or wait for ever
+        interrupt(decision, f"the lease on {grant.machine} was over before the job began.", counts=False, release=False)
+        decision.timers["resume"] = decision.now + BACKOFF
         return
     assert record.plan is not None
     decision.fact("leased", lease=grant.model_dump(mode="json"))
@@ -194,6 +196,17 @@ def leased(decision: Decision, grant: LeaseGrant) -> None:
         f":{grant.fence}",
         to=grant.machine,
     )  # fmt: skip
+
+
+def lost(decision: Decision, loss: LeaseLost) -> None:
+    """A lease ran out: the one that the job has, or one whose grant never arrived here."""
+    record = decision.record
+    if record.lease is not None and loss.fence == record.fence:
+        reason = f"the lease on {loss.machine} ran out: the factory did not renew it."
+        interrupt(decision, reason, counts=True, release=False)
+    elif record.lease is None and record.state is State.PROVISIONING and loss.fence > record.fence:
+        reason = f"the lease on {loss.machine} ran out before its grant arrived."
+        interrupt(decision, reason, counts=False, release=False, fence=loss.fence)
 
 
 def reported(decision: Decision, report: Report) -> None:
@@ -216,7 +229,7 @@ def reported(decision: Decision, report: Report) -> None:
             finish(decision, "done", report)
         case "interrupted":
             interrupt(decision, report.reason, counts=False, release=True)
-        case "failed" if report.retry == "never":
+        case "failed" if report.retry == "never" and not record.cancelling:
             finish(decision, "failed", report, reason=report.reason)
         case "failed":
             interrupt(
@@ -228,7 +241,7 @@ def reported(decision: Decision, report: Report) -> None:
 
 
 def interrupt(
-    decision: Decision, reason: str, *, counts: bool, release: bool, avoid: str | None = None
+    decision: Decision, reason: str, *, counts: bool, release: bool, avoid: str | None = None, fence: int = 0
 ) -> None:
     """The job stopped on its machine; it goes on elsewhere or later, unless it was cancelled or failed too often."""
     record = decision.record
@@ -236,7 +249,9 @@ def interrupt(
         finish(decision, "cancelled", reason="cancelled by the user")
         return
     lease = record.lease
-    decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid)
+    decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid, fence=max(fence, record.fence))
+    # Calls of one job and method go out one after another: one that a dead machine never answers would hold up the next.
+    decision.drop = ["lease.request", "job.run"]
     if release and lease is not None:
         decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
     failures = decision.record.failures

@@ -21,6 +21,8 @@ STATE_OF_STAGE = {
     Stage.PUBLISH: State.VALIDATING,
 }
 
+ORDER = {stage: number for number, stage in enumerate(Stage)}
+
 
 class Fact(BaseModel):
     """Something that happened to a job; becomes a numbered event."""
@@ -75,6 +77,8 @@ class JobRecord(BaseModel):
 
 def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
     """Return the record after a fact. A final state is never left."""
+    if record.final:
+        return record
     data = fact.data
     change: dict[str, Any] = {"updated_at": at}
     match fact.type:
@@ -93,7 +97,8 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             change |= {"lease": grant, "fence": grant.fence, "leased_at": at, "reason": None}
         case "stage_started":
             stage = Stage(data["stage"])
-            change |= {"stage": stage, "state": STATE_OF_STAGE[stage]}
+            if record.stage is None or ORDER[stage] >= ORDER[record.stage]:  # a resumed job repeats what it skips
+                change |= {"stage": stage, "state": STATE_OF_STAGE[stage]}
         case "stage_done":
             change |= {"results": {**record.results, **data.get("results", {})}}
         case "cancelling":
@@ -104,6 +109,7 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             change |= {
                 **ended_lease(record, at),
                 "state": State.INTERRUPTED,
+                "fence": max(record.fence, data.get("fence", 0)),
                 "failures": record.failures + (1 if data["counts"] else 0),
                 "avoid": [*record.avoid, data["avoid"]] if data.get("avoid") else record.avoid,
                 "reason": data["reason"],

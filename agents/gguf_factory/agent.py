@@ -156,7 +156,7 @@ class FactoryAgent(BaseAgent):
                 error = LabError.from_body(ErrorBody.model_validate(line["error"]))
                 self.report(
                     run, "failed", tx, stage=line["stage"], reason=str(error), retry=error.retry.value,
-                    gates=line.get("gates"), artefacts=line.get("artefacts"), results=line.get("results"),
+                    gates=error.data.get("gates"), results=error.data.get("results"),
                 )  # fmt: skip
                 self.forget(run.job, tx)
             elif kind == "stopped" and run.job not in self.stop_calls:

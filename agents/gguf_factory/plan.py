@@ -20,7 +20,6 @@ from protocol.job import Plan, PlanRequest, Route, Stage, TrainRequest
 
 FLOPS_PER_TOKEN = 4  # times the weights: LoRA needs the forward pass and the gradient of activations, not of weights
 EFFICIENCY = 0.3  # of the probe's rate that a training step reached on two shared cores (15 % with TRL, 30 % packed)
-CONTROL_SHARE = 0.25  # of the steps are trained again on shuffled answers (the train stage says more)
 FIXED_S = 60.0  # imports, conversion, gates; a guess, which the first finished job replaces
 UNSURE = 2.5  # P90 ÷ P50 while no job has finished here: shared cores alone vary by ±25 %, the guesses do the rest
 LEAST_SPREAD = 1.3  # P90 ÷ P50 at least, when few finished jobs happen to agree
@@ -157,7 +156,7 @@ def uncalibrated_seconds(weights: int, steps: int, chosen: Parameters, flops: fl
 
     It knows nothing of attention, of other work on the machine, or of a GPU; finished jobs correct it.
     """
-    tokens = steps * chosen.batch_size * chosen.sequence_length * (1 + CONTROL_SHARE)
+    tokens = steps * chosen.batch_size * chosen.sequence_length * (1 + chosen.control_share)
     return FIXED_S + FLOPS_PER_TOKEN * weights * tokens / (flops * EFFICIENCY)
 
 

@@ -112,7 +112,7 @@ def fallback_percent(header: Header, name: str) -> float:
 
 def _importance(job: Job, header: Header, path: Path) -> int:
     """Measure and write the importance matrix; return the tokens that it is made from."""
-    from agents.gguf_factory import chat, imatrix, lora
+    from agents.gguf_factory import chat, imatrix, lora, threads
 
     model = lora.load_base(job.path("merge", "model")).eval()
     tokenizer = chat.load(job.path("merge", "model"))
@@ -127,9 +127,10 @@ def _importance(job: Job, header: Header, path: Path) -> int:
                 for sample in chat.samples(tokenizer, json.loads(line)["messages"], length):
                     yield sample.ids
 
-    matrix, tokens = imatrix.measure(
-        model, texts(), lambda modules: toolchain.tensor_names(home, architecture, blocks, modules), stop=job.stop
-    )
+    with threads.polite():
+        matrix, tokens = imatrix.measure(
+            model, texts(), lambda modules: toolchain.tensor_names(home, architecture, blocks, modules), stop=job.stop
+        )
     if job.stop():
         raise Stopped("quantise was stopped")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,11 @@ def converter() -> Path:
 
 def environment(target: Path) -> dict[str, str]:
     """Return the variables under which the converter's own gguf package comes first."""
-    return {"PYTHONPATH": os.pathsep.join([str(target / "gguf-py"), str(target)]), "PYTHONNOUSERSITE": "1"}
+    return {
+        "PYTHONPATH": os.pathsep.join([str(target / "gguf-py"), str(target)]),
+        "PYTHONNOUSERSITE": "1",
+        "OMP_NUM_THREADS": "1",  # it copies tensors; torch's spinning threads would only be in the way
+    }
 
 
 def hash_list(target: Path) -> str:

@@ -28,7 +28,6 @@ from protocol import Code, LabError
 HELD_OUT_ROWS = 40  # packed rows: thousands of answer tokens, and each measurement costs about as much as two steps
 EVALUATIONS = 4  # measurements after the first, evenly over the run
 LEAST_CONTROL_STEPS = 4  # before that, warmup has moved neither twin
-CONTROL_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Options:
     max_tokens: int | None = None
     micro_batch: int | None = None
     scheduler: str = "cosine"
-    control_share: float = CONTROL_SHARE
+    control_share: float = 0.0
 
     @classmethod
     def read(cls, parameters: Mapping[str, Any]) -> Options:

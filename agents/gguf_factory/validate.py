@@ -24,6 +24,7 @@ from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.job import Job, StageResult, Stopped
 from agents.gguf_factory.llama import Sampling
+from agents.gguf_factory.threads import polite
 from configs import GateRule
 from protocol.job import Gate
 
@@ -142,7 +143,7 @@ def run(job: Job, rules: Mapping[str, GateRule] | None = None, general: Path = G
     path = job.path("validate", "gates.json")
     _write(path, judged, state)
     if error := gates.verdict(judged):
-        error.data["file"] = str(path)
+        error.data |= {"file": str(path), "results": {**state.results, "kept": str(state.product)}}
         raise error
     return StageResult(files=[path], results={**state.results, "gate_seconds": state.seconds}, gates=judged)
 
@@ -182,7 +183,8 @@ def _fidelity(state: Validation) -> None:
             llama.load(state.product, n_ctx=state.length, threads=threads) as product,
         ):
             network = lora.load_base(state.job.path("merge", "model")).eval()
-            first, second, tokens = fidelity.mean_divergences(network, exact, product, _some(state))
+            with polite():
+                first, second, tokens = fidelity.mean_divergences(network, exact, product, _some(state))
         state.measured["f16_kl"] = Measured(first, f"{tokens} tokens")
         state.measured["quant_kl"] = Measured(second, f"{tokens} tokens")
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from meetara.door import FAILED, INTERRUPTED, OK, WRONG, emit, tell
 from meetara.lab import Lab, check
 from meetara.screens import live, result
-from protocol import Code, JobSnapshot, LabError, State
+from protocol import Code, JobSnapshot, LabError, State, uuid7
 
 
 def parameters(pairs: list[str]) -> dict[str, float | int | str | bool]:
@@ -51,7 +51,15 @@ async def train(
 ) -> int:
     """Submit a request and follow its job; returns the exit code."""
     async with Lab(**where, name="train") as lab:
-        job = await lab.train(**fields)
+        fields["id"] = fields.get("id") or uuid7()
+        try:
+            job = await lab.train(**fields)
+        except asyncio.CancelledError:
+            told = f"the request {fields['id']} was sent and may go on."
+            tell(f"\nInterrupted; {told} `meetara job {fields['id']}` tells, `meetara cancel {fields['id']}` ends it.")
+            if as_json:
+                emit({"error": LabError(Code.CANCELLED, f"interrupted; {told}", job=fields["id"]).body()})
+            return INTERRUPTED
         assert job.submitted is not None
         if detach:
             if as_json:

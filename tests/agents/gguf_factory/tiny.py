@@ -19,6 +19,7 @@ LENGTH = 24
 PARAMETERS: dict[str, Any] = {
     "batch_size": 4, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "max_steps": 8, "max_epochs": 3,
     "max_tokens": None, "learning_rate": 2e-2, "warmup_steps": 100, "weight_decay": 0.01, "save_steps": 50, "seed": 7,
+    "control_share": 0.25,
 }  # fmt: skip
 
 
