@@ -140,7 +140,7 @@ class Client:
         description = METHODS[method]
         message = MCPMessage(
             id=id or uuid7(), sender=self.name, recipient=to, type=method, priority=priority,
-            data=params.model_dump(mode="json", exclude_none=True),
+            data=params.model_dump(mode="json"),
             traceparent=f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
         )  # fmt: skip
         body = message.body()

@@ -97,7 +97,7 @@ class Inbox:
     ) -> None:
         row = tx.store.find_call(known["id"])  # type: ignore[index]
         assert row is not None
-        if row["digest"] != digest:
+        if row["digest"] != digest and not _same(MCPMessage.model_validate_json(row["message"]), message):
             conflict = LabError(
                 Code.CONFLICT, f"the id {message.id!r} was used before with another body.",
                 advice="Send the same body again, or choose a new id.", field="id",
@@ -184,6 +184,14 @@ class Inbox:
             row = tx.store.find_call(identity)
             if row is not None and row["reply"] is not None and row["response_topic"]:
                 out.replies.append((row["response_topic"], row["reply"].encode(), row["correlation"]))
+
+
+def _same(known: MCPMessage, message: MCPMessage) -> bool:
+    """Whether two bodies ask for the same: one may spell out what the other leaves to the defaults."""
+    try:
+        return known.type == message.type and parameters(known) == parameters(message)
+    except (LabError, KeyError):  # one of them is wrong, or no method has its name: then only equal bytes are the same
+        return False
 
 
 def parameters(message: MCPMessage) -> BaseModel:

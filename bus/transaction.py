@@ -86,7 +86,7 @@ class Transaction:
         """
         message = MCPMessage(
             id=id or uuid7(), timestamp=self.now, sender=self.sender, recipient=to, type=method,
-            data=params.model_dump(mode="json", exclude_none=True), priority=priority, deadline=deadline,
+            data=params.model_dump(mode="json"), priority=priority, deadline=deadline,
             traceparent=self.traceparent,
         )  # fmt: skip
         self.store.send(message.id, method, to, message.model_dump_json(), key, context or {}, deadline, self.now)

@@ -114,7 +114,7 @@ def main() -> None:
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(options.tokenizer))
     encoded = encode(tokenizer, options.data / "general/pretrain", options.data / "domains", options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    np.save(options.out / "tokens.npy", encoded["tokens"])
+    np.save(options.out / "tokens.npy", np.asarray(encoded["tokens"]))
     (options.out / "corpus.json").write_text(json.dumps({"seed": options.seed, "tokens": encoded["counts"]}, indent=1))
     print(json.dumps(encoded["counts"], indent=1))
 

@@ -105,6 +105,8 @@ class Llama(nn.Module):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
         inverse = shape.rope_theta ** (-torch.arange(0, shape.head_width, 2).float() / shape.head_width)
         angle = torch.outer(torch.arange(shape.context).float(), inverse).repeat(1, 2)
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 

@@ -249,6 +249,7 @@ def interrupt(
         finish(decision, "cancelled", reason="cancelled by the user")
         return
     lease = record.lease
+    decision.drop.append("job.run")  # a factory that comes back later must not start under the old lease
     decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid, fence=max(fence, record.fence))
     # Calls of one job and method go out one after another: one that a dead machine never answers would hold up the next.
     decision.drop = ["lease.request", "job.run"]

@@ -20,7 +20,7 @@ from protocol import Code, LabError
 Logits = npt.NDArray[np.float32]
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _discard(level: int, text: bytes, user_data: object) -> None:
     """llama.cpp prints pages at every load; what matters is in the return values."""
 
@@ -125,9 +125,9 @@ class Model:
         for part in self._prefill(ids):
             rows = np.flatnonzero(wanted[done + 1 : done + 1 + len(part)])
             if len(rows):
-                chosen = part[rows].astype(np.float64)
-                peak = chosen.max(axis=1)
-                normaliser = peak + np.log(np.exp(chosen - peak[:, None]).sum(axis=1))
+                chosen = part[rows]
+                chosen -= chosen.max(axis=1, keepdims=True)
+                normaliser = np.log(np.exp(chosen).sum(axis=1, dtype=np.float64))
                 total += float((chosen[np.arange(len(rows)), following[done + 1 + rows]] - normaliser).sum())
                 count += len(rows)
             done += len(part)

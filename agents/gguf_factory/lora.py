@@ -32,7 +32,7 @@ def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dty
         LabError: CONFIGURATION, the folder does not hold a causal language model in transformers' format.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LabError(
             Code.CONFIGURATION,
@@ -41,7 +41,8 @@ def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dty
             field="base",
         ) from error
     model.config.use_cache = False
-    return model.to(device or torch.device("cpu"))
+    placed: PreTrainedModel = model.to(device or torch.device("cpu"))
+    return placed
 
 
 def targets(model: PreTrainedModel) -> list[str]:
@@ -114,8 +115,10 @@ class SharedDropout:
 
 def lean(layer: LoraLinear, dropout: SharedDropout) -> None:
     """Replace a peft layer's forward by W·x + s·B·A·dropout(x) with the second term added in place."""
-    base, scale = layer.get_base_layer(), layer.scaling[ADAPTER]
-    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    base: Any = layer.get_base_layer()  # modules are Any here: torch types their attributes as Tensor or Module
+    down: Any = layer.lora_A[ADAPTER]
+    up: Any = layer.lora_B[ADAPTER]
+    scale = layer.scaling[ADAPTER]
 
     def forward(self: LoraLinear, x: Tensor) -> Tensor:
         out = F.linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias)
@@ -132,11 +135,12 @@ class Network:
     def __init__(self, base: PreTrainedModel, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
         torch.manual_seed(seed)
         self.config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets(base), bias="none",
-            task_type="CAUSAL_LM",
+            r=rank, lora_alpha=alpha, lora_dropout=dropout,  # type: ignore[arg-type]  # peft divides alpha, any number serves
+            target_modules=targets(base), bias="none", task_type="CAUSAL_LM",
         )  # fmt: skip
         self.peft: PeftModel = get_peft_model(base, self.config)
-        self.causal: Any = self.peft.get_base_model()  # transformers leaves most of its methods untyped
+        wrapped: Any = self.peft  # transformers and peft leave most of their methods untyped
+        self.causal: Any = wrapped.get_base_model()
         self.head = self.causal.get_output_embeddings()
         self.parameters = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
         self.dropout = SharedDropout(dropout)

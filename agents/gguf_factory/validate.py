@@ -79,7 +79,8 @@ class Validation:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        found, tokens = [], 0
+        found: list[Sample] = []
+        tokens = 0
         for messages in self.conversations:
             for sample in chat.samples(self.tokenizer, messages, self.length):
                 if found and tokens + len(sample.ids) > TOKENS:

@@ -52,7 +52,7 @@ async def test_a_published_request_becomes_a_file_and_stays_one_job(lab: Running
         first = await submit(client, JOB, request)
         second = await submit(client, JOB, request)
         assert first == second and first.job == JOB
-        assert first.state is State.PROVISIONING, "the reply of then, not of now"
+        assert first.state is State.RESERVED, "the reply of then, not of now"
         with pytest.raises(LabError) as caught:
             await submit(client, JOB, request.model_copy(update={"priority": 2}))
         assert caught.value.code is Code.CONFLICT and "id" in caught.value.message

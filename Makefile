@@ -1,0 +1,74 @@
+# `make demo` and `make test` set everything up by themselves; `make help` lists the rest.
+#
+#   PYTHON       the interpreter of the virtual environment, 3.11 or later
+#   TORCH_INDEX  address of a further package index, for example that of a smaller CPU build of torch; empty: pip's own
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PACKAGES := protocol bus agents configs meetara starter
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint doctor clean distclean
+
+help:
+	@echo 'make demo       train a small model on the project'\''s own data and show it'
+	@echo 'make test       all checks and tests'
+	@echo 'make setup      only install: virtual environment, packages, Mosquitto, converter'
+	@echo 'make lint       ruff, mypy, import contracts, schema drift'
+	@echo 'make doctor     check whether this machine can run a lab'
+	@echo 'make clean      remove caches; make distclean: the virtual environment as well'
+	@echo
+	@echo 'Options: PYTHON=python3.12   TORCH_INDEX=<package index with a CPU build of torch>'
+
+setup: $(STAMPS)/converter
+
+demo: setup
+	@$(BIN)/meetara demo
+
+# One recipe, so that the checks keep their order and pytest's summary is the last line, also with -j.
+test: setup
+	@$(CHECKS)
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(CHECKS)
+
+doctor: setup
+	@$(BIN)/meetara doctor
+
+define CHECKS
+$(BIN)/python -m ruff check . && \
+$(BIN)/python -m mypy $(PACKAGES) && \
+$(BIN)/lint-imports && \
+$(BIN)/python -m protocol.schema docs/schemas --check
+endef
+
+clean:
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+# Each step leaves a stamp and runs again when what it was made from has changed.
+
+$(STAMPS)/venv: scripts/system.sh
+	@sh scripts/system.sh '$(PYTHON)'
+	@'$(PYTHON)' -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/packages: $(STAMPS)/venv pyproject.toml constraints.txt
+	@echo 'installing packages (the first time this builds llama-cpp-python, which takes minutes)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
+	@touch $@
+
+$(STAMPS)/converter: $(STAMPS)/packages agents/gguf_factory/toolchain.py
+	@$(BIN)/python -m agents.gguf_factory.toolchain check >/dev/null 2>&1 \
+		|| $(BIN)/python -m agents.gguf_factory.toolchain install >/dev/null
+	@touch $@
