@@ -249,9 +249,9 @@ def interrupt(
         finish(decision, "cancelled", reason="cancelled by the user")
         return
     lease = record.lease
-    decision.drop.append("job.run")  # a factory that comes back later must not start under the old lease
     decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid, fence=max(fence, record.fence))
-    # Calls of one job and method go out one after another: one that a dead machine never answers would hold up the next.
+    # Calls of one job and method go out one after another: one that a dead machine never answers would hold up the next,
+    # and a factory that comes back later must not start under the old lease.
     decision.drop = ["lease.request", "job.run"]
     if release and lease is not None:
         decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")

@@ -125,6 +125,9 @@ class FactoryAgent(BaseAgent):
         async def work() -> None:
             if old is not None:
                 await old.stop(CANCEL_GRACE)
+            with self.transaction() as tx:
+                if not self.current(run, tx):
+                    return  # stopped before it could start
             folder = self.home / "jobs" / run.job
             folder.mkdir(parents=True, exist_ok=True)
             write_job(folder, run)
@@ -283,6 +286,8 @@ class FactoryAgent(BaseAgent):
             run = self.held(answer.key, tx)
             if run is not None and answer.call_id.startswith(f"{run.job}:{run.fence}:"):
                 self.give_up(answer.key, str(answer.error), tx)
+        elif answer.error is not None:
+            self.log.error("a report was refused", job=answer.key, report=answer.call_id, reason=str(answer.error))
 
     def give_up(self, job: str, reason: str, tx: Transaction) -> None:
         self.log.warning("the lease is over; stopping the job", job=job, reason=reason)

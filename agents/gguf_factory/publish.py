@@ -33,14 +33,20 @@ def run(job: Job) -> StageResult:
     if not (target.is_file() and convert.file_sha256(target) == digest):
         copy_durably(source, target)
     facts = manifest(job, source, digest)
-    pipeline.write_durably(store / MANIFEST, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    pipeline.write_durably(store / "README.md", card.card(facts))
-    artefacts = [
-        artefact(kind, store / name)
-        for kind, name in (("gguf", source.name), ("manifest", MANIFEST), ("card", "README.md"))
-    ]
+    papers = names(store, job.run.job)
+    pipeline.write_durably(store / papers["manifest"], json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    pipeline.write_durably(store / papers["card"], card.card(facts))
+    artefacts = [artefact(kind, store / name) for kind, name in {"gguf": source.name, **papers}.items()]
     results = {"artefacts": [item.model_dump(mode="json") for item in artefacts]}
     return StageResult(results=results, artefacts=artefacts)
+
+
+def names(store: Path, job: str) -> dict[str, str]:
+    """Return the names of a job's manifest and card; a second job that made the same file gets names of its own."""
+    first = store / MANIFEST
+    if not first.is_file() or json.loads(first.read_text(encoding="utf-8"))["job"] == job:
+        return {"manifest": MANIFEST, "card": "README.md"}
+    return {"manifest": f"manifest-{job}.json", "card": f"README-{job}.md"}
 
 
 def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:

@@ -33,6 +33,8 @@ ROWS = 60
 """Rows of the data set: enough to hold out from, few enough to be encoded in a second."""
 LIMIT = 300.0
 """Seconds that any one event may take on a busy machine; a quiet one needs a tenth."""
+SILENCE = 10.0
+"""Seconds without a word after which the conductor is asked, where words may have been lost."""
 SHORT: dict[str, float | int | str | bool] = {"max_steps": 3, "batch_size": 2, "sequence_length": 128}
 """Parameters of a job whose training is not looked at."""
 LONG: dict[str, float | int | str | bool] = {"max_steps": 20, "batch_size": 6, "sequence_length": 512}
@@ -276,9 +278,18 @@ class Ears:
             Progress, lambda progress: progress.stage is Stage.TRAIN and (progress.step or 0) >= least, since=since
         )
 
-    async def end(self) -> JobSnapshot:
-        """Return the final snapshot."""
-        return await self.first(JobSnapshot, lambda snapshot: snapshot.state in FINAL)
+    async def end(self, client: Client | None = None) -> JobSnapshot:
+        """Return the final snapshot; with a client ask for it after a silence: a killed broker may have lost it."""
+        while True:
+            try:
+                async with asyncio.timeout(None if client is None else SILENCE):
+                    return await self.first(JobSnapshot, lambda snapshot: snapshot.state in FINAL)
+            except TimeoutError:
+                if client is None:
+                    raise
+                snapshot = await snapshot_of(client, self.job)
+                if snapshot.state in FINAL:
+                    return snapshot
 
     def all(self, kind: type[ItemT]) -> list[ItemT]:
         return [item for item in self.heard if isinstance(item, kind)]
@@ -341,6 +352,13 @@ def done_once(events: list[JobEvent]) -> None:
     assert endings == [State.DONE.value], endings
     stages = [event.data["stage"] for event in events if event.type == "stage_done"]
     assert stages == [stage.value for stage in Stage]
+
+
+def trained_to(folder: Path) -> int:
+    """Return the step of a job's newest checkpoint."""
+    metas = sorted((folder / "train" / "checkpoints").glob("checkpoint-*/meta.json"))
+    assert metas, "no checkpoint was written"
+    return int(json.loads(metas[-1].read_text())["meta"]["history"]["step"])
 
 
 def ledger(home: Path) -> list[sqlite3.Row]:

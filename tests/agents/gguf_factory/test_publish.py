@@ -67,3 +67,15 @@ def test_a_cell_cannot_break_its_table() -> None:
     assert card.text("a|b\nc") == "a\\|b c"
     assert card.text(None) == "null"
     assert card.text({"Q4_K": 12, "F32": 0.5}) == "Q4_K 12, F32 0.5"
+
+
+def test_a_second_job_with_the_same_file_keeps_the_first_ones_papers(exported: Job, tmp_path: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    job.home = tmp_path / "home"
+    first = publish.run(job).artefacts
+    job.run = job.run.model_copy(update={"job": "second"})
+    second = publish.run(job).artefacts
+    assert second[0] == first[0]
+    for artefact in first + second:
+        assert hashlib.sha256(stored(artefact).read_bytes()).hexdigest() == artefact.sha256
+    assert json.loads(stored(second[1]).read_text())["job"] == "second"
