@@ -69,7 +69,10 @@ class Inbox:
             message = decode_call(method, incoming.payload, incoming.properties)
         except LabError as error:
             identity = str(error.data.get("id", "")) or (incoming.correlation or b"").decode("utf-8", "replace")
-            self._answer_error(incoming, identity, error, tx, out)
+            known_id = str(error.data.get("id", ""))
+            fresh = known_id and tx.store.find_call(known_id) is None  # another request's state must stay
+            named = MCPMessage(id=known_id, type=method) if fresh else None
+            self._answer_error(incoming, identity, error, tx, out, named)
             return
         if message.traceparent is None:
             message.traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
@@ -112,12 +115,15 @@ class Inbox:
         if row["state"] == "done":
             self.collect([row["id"]], tx, out)
 
-    def _answer_error(self, incoming: Incoming, identity: str, error: LabError, tx: Transaction, out: Outgoing) -> None:
+    def _answer_error(
+        self, incoming: Incoming, identity: str, error: LabError, tx: Transaction, out: Outgoing,
+        named: MCPMessage | None = None,
+    ) -> None:  # fmt: skip
         self.log.warning("call refused", topic=incoming.topic, reason=str(error))
         if incoming.response_topic:
             payload = Reply(id=identity, error=error.body()).body()
             out.replies.append((incoming.response_topic, payload, incoming.correlation))
-        else:
+        elif named is None or not self.refuse(named, error, tx):
             self._bury(incoming.topic, incoming.payload, str(error), 1, tx)
 
     def _bury(self, topic: str, payload: bytes, reason: str, attempts: int, tx: Transaction) -> None:

@@ -133,5 +133,5 @@ def locate(
     if up is not None and not named:
         chosen = lab or os.environ.get("MEETARA_LAB") or up.lab
         return BrokerAddress(up.host, up.port, user, password), chosen, settings.home
-    address = BrokerAddress(settings.broker or "127.0.0.1", settings.port, user, password)
+    address = BrokerAddress(*settings.address, user, password)
     return address, settings.lab, settings.home

@@ -63,7 +63,8 @@ class Supervisor:
             self.broker = Broker(self.home, chosen, roles=roles, program=find_mosquitto())
             self.address = BrokerAddress("127.0.0.1", self.broker.port)
         else:
-            self.address = BrokerAddress(settings.broker, chosen, *_credentials())
+            host, named = settings.address
+            self.address = BrokerAddress(host, named if port is None else port, *_credentials())
         self.agents: dict[str, str] = {
             f"{role}-{number}": role
             for role in roles

@@ -233,3 +233,16 @@ def test_a_second_process_on_one_store_is_refused(broker: PlainBroker, tmp_path:
 def test_results_and_snapshots_have_a_schema_that_refuses_unknown_fields() -> None:
     assert Empty.model_json_schema()["additionalProperties"] is False
     assert JobSnapshot.model_json_schema()["additionalProperties"] is False
+
+
+async def test_a_named_but_malformed_call_without_a_reply_address_is_refused_by_its_name(
+    broker: PlainBroker, tmp_path: Path
+) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    told: asyncio.Queue[tuple[str, LabError]] = asyncio.Queue()
+    agent._inbox.refuse = lambda message, error, tx: told.put_nowait((message.id, error)) or True
+    async with running(agent), Client(broker.address) as client:
+        body = {"jsonrpc": "1.0", "id": "named", "params": {}}
+        await client._publish(Topics().of("call", role="router", method="train.submit"), json.dumps(body).encode())
+        identity, error = await told.get()
+        assert identity == "named" and error.data["field"] == "jsonrpc"
