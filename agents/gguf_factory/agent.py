@@ -100,10 +100,10 @@ class FactoryAgent(BaseAgent):
         known = self.held(run.job, tx)
         if known is not None and known.fence >= run.fence:
             return Empty()
-        others = [job for job in self.processes if job != run.job]
-        if len(others) >= self.slots:
+        others = tx.connection.execute("SELECT count(*) FROM runs WHERE job <> ?", (run.job,)).fetchone()[0]
+        if others >= self.slots:
             raise LabError(
-                Code.BUSY, f"{self.agent} trains {len(others)} jobs already, it has {self.slots} slots.",
+                Code.BUSY, f"{self.agent} trains {others} jobs already, it has {self.slots} slots.",
                 retry=Retry.LATER,
             )  # fmt: skip
         tx.connection.execute(
@@ -119,22 +119,22 @@ class FactoryAgent(BaseAgent):
         return RunRequest.model_validate_json(row["request"]) if row else None
 
     def launch(self, run: RunRequest) -> None:
-        """Start the job's process, after the one of an older lease has ended."""
-        old = self.processes.get(run.job)
+        """Start the job's process, after the one of an older lease and those whose jobs are over have ended."""
+        with self.transaction() as tx:
+            if not self.current(run, tx):
+                return  # stopped before it could start
+            over = [process for job, process in self.processes.items() if job == run.job or self.held(job, tx) is None]
+        folder = self.home / "jobs" / run.job
+        process = JobProcess(
+            folder, self.slots, lambda line: self.heard(run, line), lambda status: self.ended(run, process, status)
+        )
+        self.processes[run.job] = process
 
         async def work() -> None:
-            if old is not None:
-                await old.stop(CANCEL_GRACE)
-            with self.transaction() as tx:
-                if not self.current(run, tx):
-                    return  # stopped before it could start
-            folder = self.home / "jobs" / run.job
+            # a process takes a second to leave after its last word; until then it has its memory and its cores
+            await asyncio.gather(*(old.stop(CANCEL_GRACE) for old in over))
             folder.mkdir(parents=True, exist_ok=True)
             write_job(folder, run)
-            process = JobProcess(
-                folder, self.slots, lambda line: self.heard(run, line), lambda status: self.ended(run, process, status)
-            )
-            self.processes[run.job] = process
             await process.run()
 
         self.spawn(work())

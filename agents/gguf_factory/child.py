@@ -72,6 +72,8 @@ def run(
     finally:
         end(process)
     text = output.read_text(encoding="utf-8", errors="replace")
+    if code != 0 and stop():  # the SIGTERM that asks for the stop goes to the whole group
+        raise Stopped(f"{what} was stopped")
     if code != 0:
         tail = "\n".join(text.strip().splitlines()[-TAIL_LINES:])
         raise LabError(

@@ -48,7 +48,10 @@ class JobProcess:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Start the process and listen until it has ended."""
+        """Start the process and listen until it has ended; one that was stopped before is never started."""
+        if self._stopping.is_set():
+            self.ended(-signal.SIGTERM)
+            return
         with (self.folder / "log.txt").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "agents.gguf_factory.work", str(self.folder),

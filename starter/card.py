@@ -1,0 +1,161 @@
+"""Measure the exported starter base on held-out text and write its model card.
+
+    python -m starter.card --data ../shared/data --run starter/run --model models/starter
+
+Every number in the card is measured here or read from the run; nothing is copied by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from starter.corpus import ROWS_PER_DOMAIN, WITHHELD_DOMAINS
+from starter.model import Llama, Shape
+from starter.pretrain import bits_per_byte, held_out, load
+
+SOURCES = {
+    "encyclopedic_wikipedia_passages": "passages of Wikipedia by way of the self-instruct T0 sample, CC BY-SA",
+    "textbooks_openstax": "six OpenStax books at their CC BY 4.0 commits",
+    "health_medquad": "MedQuAD, CC BY 4.0",
+    "tech_owasp_tldr": "OWASP cheat sheets, CC BY-SA 4.0, and tldr pages, CC BY 4.0",
+    "speeches_us_presidents": "state of the union and inaugural addresses, public domain",
+    "dialogue_sgd_taskmaster": "Schema-Guided Dialogue, CC BY-SA 4.0, and Taskmaster-4, CC BY 4.0",
+    "stories_classic_books": "classic books, public domain",
+    "chat": "instruction rows of the permissively licensed domain data sets, with the chat markers",
+}
+
+
+def read_model(folder: Path) -> Llama:
+    """Load the exported folder into starter.model.Llama, in fp32."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape = Shape(
+        vocabulary=config["vocab_size"], width=config["hidden_size"], layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"], kv_heads=config["num_key_value_heads"],
+        feed_forward=config["intermediate_size"],
+    )  # fmt: skip
+    model = Llama(shape)
+    model.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
+    return model.eval()
+
+
+def by_part(model: Llama, data: Path, tokenizer: Path) -> dict[str, float]:
+    """Return held-out bits per byte of all documents and of each part."""
+    path = data / "general/pretrain_heldout.jsonl"
+    parts = [json.loads(line)["part"] for line in path.read_text(encoding="utf-8").splitlines()]
+    rows, sizes = held_out(path, tokenizer, None)
+    values = {"all": bits_per_byte(model, rows, sizes)}
+    for part in sorted(set(parts)):
+        chosen = [index for index, name in enumerate(parts) if name == part]
+        values[part] = bits_per_byte(model, [rows[i] for i in chosen], [sizes[i] for i in chosen])
+    return values
+
+
+def picture(curve: list[dict[str, float]]) -> str:
+    """Draw held-out bits per byte over tokens as SVG."""
+    width, height, left, bottom = 560, 240, 56, 36
+    most = max(point["tokens"] for point in curve)
+    low = min(point["bits_per_byte"] for point in curve) * 0.97
+    high = max(point["bits_per_byte"] for point in curve) * 1.01
+
+    def place(point: dict[str, float]) -> str:
+        x = left + (width - left - 16) * point["tokens"] / most
+        y = 12 + (height - bottom - 12) * (high - point["bits_per_byte"]) / (high - low)
+        return f"{x:.1f},{y:.1f}"
+
+    labels = "".join(
+        f'<circle cx="{place(point).split(",")[0]}" cy="{place(point).split(",")[1]}" r="3" fill="#2f6fde"/>'
+        f'<text x="{place(point).split(",")[0]}" y="{float(place(point).split(",")[1]) - 8:.1f}" font-size="11"'
+        f' text-anchor="middle" fill="#777">{point["bits_per_byte"]:.2f}</text>'
+        for point in curve
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
+        f'<line x1="{left}" y1="{height - bottom}" x2="{width - 16}" y2="{height - bottom}" stroke="#999"/>'
+        f'<line x1="{left}" y1="12" x2="{left}" y2="{height - bottom}" stroke="#999"/>'
+        f'<polyline points="{" ".join(map(place, curve))}" fill="none" stroke="#2f6fde" stroke-width="2"/>{labels}'
+        f'<text x="{width - 16}" y="{height - 12}" text-anchor="end" font-size="12" fill="#777">'
+        f"{most / 1e6:.1f} M tokens</text>"
+        f'<text x="8" y="{height / 2:.0f}" font-size="12" fill="#777" transform="rotate(-90 16 {height / 2:.0f})">'
+        "bits per byte</text></svg>\n"
+    )
+
+
+def card(model: Llama, meta: dict[str, object], values: dict[str, float], mix: dict[str, int]) -> str:
+    """Return the model card."""
+    shape = model.shape
+    total = sum(mix.values())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = "\n".join(f"| {part} | {value:.3f} |" for part, value in values.items())
+    sources = "\n".join(f"| {part} | {100 * count / total:.1f} % | {SOURCES[part]} |" for part, count in mix.items())
+    return f"""---
+license: cc-by-sa-4.0
+language: en
+pipeline_tag: text-generation
+---
+# Starter base, first version
+
+A Llama of {parameters:,} weights ({shape.layers} layers, width {shape.width}, {shape.heads}/{shape.kv_heads} heads,
+vocabulary {shape.vocabulary}), small enough that a merged Q4_K_M file stays below 8.3 MB. It is a base for narrow
+fine-tuned helpers, not an assistant: it has seen {meta["tokens"]:,} tokens, a fraction of one pass over its corpus,
+because this version was trained for about two hours on two shared cores. It writes English with the right form and
+little sense, and knows the chat markers and where a turn ends.
+
+## Measured
+
+Bits per byte on documents that no stage of training has seen (lower is better):
+
+| held-out part | bits per byte |
+|---|---|
+{rows}
+
+![held-out bits per byte over the tokens seen](curve.svg)
+
+The curve is measured on a fixed part of the same documents; its values are in [curve.json](curve.json).
+
+## Made from
+
+| part | share of the tokens | source and licence |
+|---|---|---|
+{sources}
+
+Instruction rows: at most {ROWS_PER_DOMAIN} of each domain; left out for their licences: {", ".join(sorted(WITHHELD_DOMAINS))}, and
+the recipes of the pre-training text.
+
+Muon on the matrices, Adam on the rest, sequences of 512 tokens, 4,096 tokens a step, constant rate and then a linear
+decay; the depth grew from 5 to {shape.layers} layers on the way. The scripts are in `starter/`; the run is a function of
+its seed and data.
+
+## Chat template
+
+`<s><|user|>question<|end|><|assistant|>answer<|end|>`, with `<|system|>` before it where wanted; end of turn is `<|end|>`.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with general/pretrain_heldout.jsonl")
+    parser.add_argument("--run", type=Path, default=Path("starter/run"))
+    parser.add_argument("--model", type=Path, default=Path("models/starter"))
+    options = parser.parse_args()
+    loaded = load(options.run)
+    if loaded is None:
+        raise SystemExit(f"{options.run} has no checkpoint")
+    meta = loaded[2]
+    mix = json.loads((options.run / "corpus.json").read_text(encoding="utf-8"))["tokens"]
+    model = read_model(options.model)
+    with torch.no_grad():
+        values = by_part(model, options.data, options.model / "tokenizer.model")
+    curve: list[dict[str, float]] = meta["curve"]  # type: ignore[assignment]
+    (options.model / "README.md").write_text(card(model, meta, values, mix), encoding="utf-8")
+    (options.model / "curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
+    (options.model / "curve.svg").write_text(picture(curve), encoding="utf-8")
+    print(json.dumps(values, indent=1))
+
+
+if __name__ == "__main__":
+    main()
