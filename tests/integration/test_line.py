@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.timeout(900)
 
 JOB = "published-1"
 FIELDS = {
-    "job", "state", "stage", "attempt", "domain", "tier", "profile", "cost_usd", "quality_percent", "artefacts", "gates",
+    "job", "state", "stage", "attempt", "domain", "tier", "profile", "cost_usd", "quality_percent", "artefacts",
+    "gates",
 }  # fmt: skip
 """What architecture §3 promises of the snapshot."""
 
@@ -93,7 +95,7 @@ def check_states(snapshots: list[JobSnapshot]) -> None:
     ]  # fmt: skip
     seen = list(dict.fromkeys(snapshot.state for snapshot in snapshots if snapshot.state is not State.RESERVED))
     assert seen == order
-    assert all(earlier.at <= later.at for earlier, later in zip(snapshots, snapshots[1:], strict=False))
+    assert all(earlier.at <= later.at for earlier, later in pairwise(snapshots))
 
 
 def check_progress(progress: list[Progress], lab: RunningLab) -> None:

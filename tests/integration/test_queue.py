@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from itertools import pairwise
 
 import pytest
 
@@ -51,7 +52,7 @@ def check_order(events: dict[str, list[JobEvent]]) -> None:
         return found
 
     order = sorted(PRIORITIES, key=lambda job: at(job, "leased"))
-    for earlier, later in zip(order, order[1:], strict=False):
+    for earlier, later in pairwise(order):
         assert at(earlier, "done") <= at(later, "leased"), "the slot was free"
     first, *waiting = order
     assert all(at(job, "provisioning") < at(first, "done") for job in waiting), "both waited for the first"

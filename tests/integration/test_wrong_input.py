@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from bus.broker import free_port
 from protocol import MAX_BYTES, Code, LabError
-from protocol.job import JobQuery, State
+from protocol.job import Empty, JobQuery, State
 from tests.integration.lab import (
     DOMAIN,
     SHORT,
@@ -182,7 +183,7 @@ async def test_a_broker_that_is_not_there_a_port_that_is_taken_and_a_home_in_use
     train = ("train", "--domain", DOMAIN, "--data", ground.rows, "--port", nobody)
     unreachable, taken, twice = await few_at_a_time(
         lambda: lab.cli(*train),
-        lambda: program(*meetara("up", "--port", lab.port), environment=elsewhere),
+        lambda: program(sys.executable, "-m", "meetara.cli", "up", "--port", lab.port, environment=elsewhere),
         lambda: lab.cli("up", "--port", "0"),
     )
     for outcome, words in (
@@ -198,26 +199,14 @@ async def test_a_broker_that_is_not_there_a_port_that_is_taken_and_a_home_in_use
     await nothing_started(lab, [], ground)
 
 
-def meetara(*arguments: object) -> list[object]:
-    import sys
-
-    return [sys.executable, "-m", "meetara.cli", *arguments]
-
-
 async def nothing_started(lab: RunningLab, jobs: list[str], ground: Ground, *, serves: bool = True) -> None:
     """Assert that refused jobs left neither folder nor reservation, and that the next good request is admitted."""
     assert not [job for job in jobs if lab.folder(job).exists()]
     async with lab.client() as client:
-        report = await client.call("budget.report", _empty())
+        report = await client.call("budget.report", Empty())
         assert not {item.job for item in report.open_reservations} & set(jobs)
         if serves:
             admitted = f"good-after-{jobs[0] if jobs else 'none'}"
             assert (await submit(client, admitted, ground.request(SHORT))).state is State.RESERVED
             assert (await client.call("job.cancel", JobQuery(job=admitted))).state is State.CANCELLED
             await settled(client, admitted)
-
-
-def _empty() -> Any:
-    from protocol.job import Empty
-
-    return Empty()
