@@ -25,18 +25,21 @@ def rows(snapshot: JobSnapshot) -> list[tuple[str, str]]:
     """Return the lines of the result table as (what, value)."""
     results = snapshot.results
     gguf = next((artefact for artefact in snapshot.artefacts if artefact.kind == "gguf"), None)
-    load = results.get("load_ms")
+
+    def gate(name: str) -> float | None:
+        return snapshot.gates[name].value if name in snapshot.gates else None
+
     return [
-        ("file", file_path(snapshot) or "none"),
+        ("file", file_path(snapshot) or results.get("kept") or "none"),
         ("sha256", gguf.sha256 if gguf else "none"),
         ("bytes", show.count(gguf.bytes if gguf else results.get("bytes"))),
         ("bits per weight", show.number(results.get("bits_per_weight"), ".2f")),
         ("quality", show.number(snapshot.quality_percent, ".1f", "%")),
-        ("load", show.number(load, ".1f", "ms")),
-        ("private memory", show.number(results.get("private_mb"), ".1f", "MB")),
+        ("load", show.number(gate("load_ms"), ".1f", "ms")),
+        ("private memory", show.number(gate("private_mb"), ".1f", "MB")),
         ("generation", show.number(results.get("generation_tokens_per_s"), ",.0f", "tokens/s")),
         ("training", show.number(results.get("tokens_per_s"), ",.0f", "tokens/s")),
-        ("time", show.duration(results.get("seconds"))),
+        ("time", show.duration(results.get("seconds_total", results.get("seconds")))),
         ("cost", show.dollars(snapshot.cost_usd)),
     ]
 

@@ -89,16 +89,17 @@ def test_the_result_shows_file_numbers_gates_and_answers():
         gates={
             "quality_percent": Gate(value=112.34, threshold=101.0, ok=True),
             "load_ms": Gate(value=61.0, threshold=50.0, ok=False, level="warn"),
+            "private_mb": Gate(value=9.6, threshold=12.0, ok=True),
         },
         results={
-            "bits_per_weight": 5.01, "load_ms": 31.25, "private_mb": 9.6, "generation_tokens_per_s": 402.0,
-            "tokens_per_s": 1510.0, "seconds": 200.0,
+            "bits_per_weight": 5.01, "generation_tokens_per_s": 402.0,
+            "tokens_per_s": 1510.0, "seconds": 150.0, "seconds_total": 200.0,
             "samples": [{"question": "How do I plan?", "base": "I [am] a cat.", "tuned": "List your tasks."}],
         },
     )  # fmt: skip
     shown = text(result.screen(final))
     for part in (
-        "/home/a/model.gguf", "8,123,456", "5.01", "112.3 %", "31.2 ms", "9.6 MB", "402 tokens/s", "1,510 tokens/s",
+        "/home/a/model.gguf", "8,123,456", "5.01", "112.3 %", "61.0 ms", "9.6 MB", "402 tokens/s", "1,510 tokens/s",
         "3 min 20 s", "$0.00", "passed", "warning", "How do I plan?", "I [am] a cat.", "List your tasks.",
     ):  # fmt: skip
         assert part in shown, part
