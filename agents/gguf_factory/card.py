@@ -54,7 +54,7 @@ def card(manifest: Mapping[str, Any]) -> str:
             *((name, version) for name, version in manifest["versions"].items()),
         ]),
         "## Sample answers",
-        samples(validated.get("samples") or []),
+        samples(validated.get("answers") or []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 

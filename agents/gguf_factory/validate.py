@@ -282,7 +282,7 @@ def _answers(state: Validation) -> None:
         tuned, rate = _sample(state, state.product)
         plain, _ = _sample(state, base)
     state.results["generation_tokens_per_s"] = rate
-    state.results["samples"] = [
+    state.results["answers"] = [
         {"question": question, "base": theirs, "tuned": ours}
         for (question, _), theirs, ours in zip(questions[:SAMPLES], plain, tuned, strict=True)
     ]

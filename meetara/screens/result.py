@@ -80,7 +80,7 @@ def gates(snapshot: JobSnapshot) -> Table:
 
 def samples(snapshot: JobSnapshot, most: int = 2) -> list[RenderableType]:
     """Answers to held-out questions, the tuned model's beside the base's."""
-    found: Any = snapshot.results.get("samples")
+    found: Any = snapshot.results.get("answers")
     shown: list[RenderableType] = []
     for sample in found[:most] if isinstance(found, list) else []:
         if not isinstance(sample, dict):

@@ -94,7 +94,7 @@ def test_the_result_shows_file_numbers_gates_and_answers():
         results={
             "bits_per_weight": 5.01, "generation_tokens_per_s": 402.0,
             "tokens_per_s": 1510.0, "seconds": 150.0, "seconds_total": 200.0,
-            "samples": [{"question": "How do I plan?", "base": "I [am] a cat.", "tuned": "List your tasks."}],
+            "answers": [{"question": "How do I plan?", "base": "I [am] a cat.", "tuned": "List your tasks."}],
         },
     )  # fmt: skip
     shown = text(result.screen(final))

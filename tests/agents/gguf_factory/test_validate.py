@@ -50,8 +50,8 @@ def test_a_good_file_passes_every_gate_with_a_number(exported: Job) -> None:
     results = manifest["results"]
     ratio = 100 * results["base_perplexity"] / results["tuned_perplexity"]
     assert gates["quality_percent"]["value"] == pytest.approx(ratio)
-    assert results["samples"][0]["question"] == ROWS[0][0]["content"]
-    assert results["samples"][0]["tuned"] == ROWS[0][1]["content"] != results["samples"][0]["base"]
+    assert results["answers"][0]["question"] == ROWS[0][0]["content"]
+    assert results["answers"][0]["tuned"] == ROWS[0][1]["content"] != results["answers"][0]["base"]
     assert json.loads(exported.path("validate", "gates.json").read_text())["gates"] == gates
 
 
