@@ -30,10 +30,13 @@ setup: $(STAMPS)/converter
 demo: setup
 	@$(BIN)/meetara demo
 
-# One recipe, so that the checks keep their order and pytest's summary is the last line, also with -j.
+# The checks run beside the tests, which wait half of their time; pytest's summary stays the last line of a good run.
 test: setup
-	@$(CHECKS)
-	@$(BIN)/python -m pytest
+	@echo 'ruff, mypy, import contracts and schema drift run beside the tests; what they find is shown at the end'
+	@{ $(CHECKS); } >$(VENV)/checks.log 2>&1 & checks=$$!; \
+	$(BIN)/python -m pytest; tests=$$?; \
+	wait $$checks || { cat $(VENV)/checks.log; exit 1; }; \
+	exit $$tests
 
 lint: setup
 	@$(CHECKS)
