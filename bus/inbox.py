@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -43,7 +44,7 @@ class Refuse(Protocol):
 
 @dataclass
 class Outgoing:
-    """Replies to send once the transaction is committed: (topic, payload, correlation, expiry seconds)."""
+    """Replies to send once the transaction is committed: (topic, payload, correlation)."""
 
     replies: list[tuple[str, bytes, bytes | None]] = field(default_factory=list)
 
@@ -96,10 +97,8 @@ class Inbox:
         tx.store.take_in(message.id, digest, text, message.priority, response, tx.now)
 
     def _take_again(
-        self, known: object, message: MCPMessage, digest: str, incoming: Incoming, tx: Transaction, out: Outgoing
+        self, row: sqlite3.Row, message: MCPMessage, digest: str, incoming: Incoming, tx: Transaction, out: Outgoing
     ) -> None:
-        row = tx.store.find_call(known["id"])  # type: ignore[index]
-        assert row is not None
         if row["digest"] != digest and not _same(MCPMessage.model_validate_json(row["message"]), message):
             conflict = LabError(
                 Code.CONFLICT, f"the id {message.id!r} was used before with another body.",

@@ -102,7 +102,7 @@ pipeline_tag: text-generation
 A Llama of {parameters:,} weights ({shape.layers} layers, width {shape.width}, {shape.heads}/{shape.kv_heads} heads,
 vocabulary {shape.vocabulary}), small enough that a merged Q4_K_M file stays below 8.3 MB. It is a base for narrow
 fine-tuned helpers, not an assistant: it has seen {meta["tokens"]:,} tokens, a fraction of one pass over its corpus,
-because this version was trained for about two hours on two shared cores. It writes English with the right form and
+because this version was trained on two shared cores. It writes English with the right form and
 little sense, and knows the chat markers and where a turn ends.
 
 ## Measured
