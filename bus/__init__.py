@@ -3,8 +3,9 @@
 `bus.agent` is what agents are built on, `bus.client` what passing clients use.
 """
 
-from bus.agent import BaseAgent, Wiring
+from bus.agent import BaseAgent
 from bus.client import Client
+from bus.process import Wiring
 from bus.session import BrokerAddress
 from bus.store import Store
 from bus.transaction import DEFERRED, Answer, Deferred, Transaction

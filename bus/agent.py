@@ -6,32 +6,28 @@ in the store. Handlers are synchronous and run inside the transaction; what take
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import sqlite3
-import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import aiomqtt
 import structlog
 from pydantic import BaseModel
 
+from bus import process
 from bus.dead import DeadLetter
 from bus.inbox import ATTEMPTS, Handler, Inbox, Outgoing, parameters
-from bus.logs import configure
-from bus.session import RECEIVE_MAXIMUM, BrokerAddress, Incoming, Session, Will
+from bus.process import Wiring
+from bus.session import RECEIVE_MAXIMUM, Incoming, Session, Will
 from bus.store import Store
 from bus.tasks import end, within
 from bus.transaction import Answer, Transaction
@@ -54,22 +50,6 @@ BATCH_PUBLICATIONS = 32
 ReplyHandler = Callable[[Answer, Transaction], None]
 TimerHandler = Callable[[str, dict[str, Any], Transaction], None]
 Watcher = Callable[[str, bytes], None]
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """What an agent is given: who it is, where its home and its broker are, and the clock."""
-
-    agent: str
-    home: Path
-    broker: BrokerAddress
-    lab: str = "lab"
-    now: Callable[[], datetime] = utc_now
 
 
 class BaseAgent:
@@ -455,29 +435,4 @@ class BaseAgent:
     @classmethod
     def main(cls, arguments: list[str] | None = None) -> None:
         """Run the agent as a process; exits with 2 when it refuses its configuration."""
-        parser = argparse.ArgumentParser(prog=f"python -m agents.{cls.role}", description=cls.__doc__)
-        environment = os.environ.get
-        parser.add_argument("--home", type=Path, default=environment("MEETARA_HOME"), help="the lab's state")
-        parser.add_argument("--host", default=environment("MEETARA_BROKER", "127.0.0.1"), help="the broker's address")
-        parser.add_argument("--port", type=int, default=int(environment("MEETARA_PORT", "1883")))
-        parser.add_argument("--lab", default=environment("MEETARA_LAB", "lab"))
-        parser.add_argument("--agent", default=f"{cls.role}-1", help="this agent's id")
-        options = parser.parse_args(arguments)
-        if options.home is None:
-            parser.error("give --home, or set MEETARA_HOME")
-        form: Literal["json", "console"] = "console" if environment("MEETARA_LOG") == "console" else "json"
-        configure(options.agent, form)
-        address = BrokerAddress(
-            options.host, options.port, environment("MEETARA_BROKER_USER"), environment("MEETARA_BROKER_PASSWORD")
-        )
-        wiring = Wiring(options.agent, Path(options.home).absolute(), address, options.lab)
-
-        async def run() -> None:
-            await cls(wiring).run()
-
-        try:
-            asyncio.run(run())
-        except LabError as error:
-            print(f"{options.agent}: {error}", file=sys.stderr)
-            sys.exit(2)
-
+        process.run(cls, arguments)

@@ -51,9 +51,17 @@ class Stage(StrEnum):
 
 
 class TrainRequest(Strict):
-    """What a user asks for. Only `domain` and `dataset` are needed; everything else has a default by tier."""
+    """What a user asks for: a `dataset`, and a `domain` or a `text` that says what the model is for in free words.
 
-    domain: str = Field(min_length=1, max_length=64, description="one of the 62 domains, or one added in configs/")
+    Everything else has a default by tier. A domain that is named comes before the text.
+    """
+
+    domain: str | None = Field(
+        default=None, min_length=1, max_length=64, description="one of the 62 domains, or one added in configs/"
+    )
+    text: str | None = Field(
+        default=None, min_length=1, max_length=2000, description="what the model is for, in free words; finds the domain"
+    )
     dataset: str = Field(min_length=1, max_length=4096, description="path or URI of the training rows")
     eval_dataset: str | None = Field(default=None, description="path or URI of held-out rows; default: a split")
     tier: str | None = Field(default=None, description="default: the domain's tier in configs/, or the lab's")

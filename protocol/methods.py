@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from protocol import job, machine, money
+from protocol import job, machine, money, voice
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Method:
 
 TABLE: tuple[Method, ...] = (
     Method("train.submit", "router", job.TrainRequest, job.Submitted),
+    Method("route.text", "router", voice.TextQuery, voice.TextRoute),
     Method("train.route", "conductor", job.RoutedRequest, job.Submitted, None),
     Method("job.get", "conductor", job.JobQuery, job.JobSnapshot),
     Method("job.list", "conductor", job.Empty, job.JobList),
@@ -48,6 +49,10 @@ TABLE: tuple[Method, ...] = (
     Method("budget.settle", "cost_monitor", money.SettleRequest, job.Empty, None),
     Method("budget.release", "cost_monitor", money.ReleaseRequest, job.Empty, None),
     Method("budget.report", "cost_monitor", job.Empty, money.BudgetReport),
+    Method("emotion.analyse", "emotion", voice.EmotionQuery, voice.EmotionReading),
+    Method("speech.synthesise", "tts", voice.SpeechRequest, voice.Speech),
+    Method("speech.read", "tts", voice.AudioQuery, voice.AudioPart),
+    Method("speech.voices", "tts", job.Empty, voice.VoiceList),
 )
 
 METHODS = {method.name: method for method in TABLE}

@@ -19,6 +19,11 @@ def route(request: TrainRequest, configs: Configs) -> Route:
     Raises:
         LabError: UNKNOWN_DOMAIN with the nearest names; INVALID_PARAMS for an unknown tier or a parameter that is wrong.
     """
+    if request.domain is None:
+        raise LabError(
+            Code.INVALID_PARAMS, "domain: the request names no domain.",
+            advice="Name one; `meetara domains` and configs/ list them.", field="domain",
+        )  # fmt: skip
     domain = configs.domains.get(request.domain)
     if domain is None:
         raise LabError(

@@ -1,0 +1,140 @@
+"""Sentences in words: which domain one belongs to, what feeling it carries, and how it sounds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from protocol.job import Strict
+
+Emotion = Literal["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
+"""Ekman's six and neutral: the labels of the text model."""
+
+Context = Literal["healthcare", "business", "education", "personal"]
+
+Profile = Literal["meditative", "therapeutic", "professional", "educational", "creative", "technical"]
+
+Strategy = Literal["clarification_needed", "single_domain", "multi_domain_parallel", "multi_domain_sequential"]
+
+MAX_TEXT = 8000
+"""Characters of one text: about four pages; longer ones are not one utterance."""
+
+MAX_AUDIO_PART = 128 * 1024
+"""Bytes of audio in one reply: 171 KiB in base64, below the 256 KiB of a message."""
+
+
+class TextQuery(Strict):
+    """Which domain does this belong to? Nothing is started."""
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+
+
+class DomainMatch(Strict):
+    domain: str
+    confidence: float = Field(ge=0, le=1, description="calibrated: of all answers at 0.8, eight in ten are right")
+
+
+class TextRoute(Strict):
+    """The router's view of a text. `primary_domain` None: it is not sure enough, and `question` asks."""
+
+    primary_domain: str | None
+    domain_confidence: float
+    domain_category: str | None
+    nearest: list[DomainMatch] = Field(description="the three likeliest domains, best first")
+    multi_domains: list[str] = Field(default_factory=list, description="further domains that the text touches")
+    routing_strategy: Strategy
+    empathy_level: str | None
+    voice: str | None
+    question: str | None = None
+    processing_time_ms: float
+
+
+class EmotionQuery(Strict):
+    """What feeling does this text carry? `context` None: the context of the domain's category, or personal."""
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    domain: str | None = None
+    context: Context | None = None
+
+
+class EmotionShare(Strict):
+    emotion: Emotion
+    confidence: float = Field(ge=0, le=1)
+
+
+class Analysis(Strict):
+    """What the context makes of the feeling."""
+
+    intervention_required: bool
+    empathy_level: str
+    professional_recommendations: list[str]
+    risk_assessment: Literal["low", "moderate", "high"]
+
+
+class EmotionReading(Strict):
+    primary_emotion: Emotion
+    emotion_confidence: float = Field(ge=0, le=1, description="calibrated probability of the primary emotion")
+    emotion_intensity: float = Field(ge=0, le=1, description="how strong; above 0.6 the voice follows the emotion")
+    emotional_category: Literal["positive", "negative", "neutral", "complex"]
+    secondary_emotions: list[EmotionShare]
+    domain_context: Context
+    professional_analysis: Analysis
+    processing_time_ms: float
+
+
+class SpeechRequest(Strict):
+    """Say this. The profile is `profile`, else the emotion's above intensity 0.6, else the domain's, else professional."""
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    domain: str | None = None
+    profile: Profile | None = None
+    emotion: str | None = Field(default=None, description="one of the labels, or stress, anxiety, excitement, confusion")
+    intensity: float | None = Field(default=None, ge=0, le=1)
+
+
+class Speech(Strict):
+    """Audio that was made: 16-bit mono WAV, fetched in parts with speech.read. Nothing in it is guessed."""
+
+    sha256: str
+    bytes: int
+    uri: str = Field(description="the file on the agent's machine")
+    sample_rate: int
+    seconds: float
+    profile: Profile
+    emotion: str | None
+    overridden: bool = Field(description="the emotion, not the domain, chose the profile")
+    system: str
+    generation_time_ms: float
+
+
+class AudioQuery(Strict):
+    """A part of a file that speech.synthesise made."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    offset: int = Field(default=0, ge=0, description="bytes")
+
+
+class AudioPart(Strict):
+    """At most MAX_AUDIO_PART bytes from `offset` on; the last part ends at `total`."""
+
+    base64: str
+    offset: int
+    total: int
+
+
+class Voice(Strict):
+    """A profile and what it sets in the synthesiser."""
+
+    profile: Profile
+    words_per_minute: int
+    style: str
+    pitch: int
+    pitch_range: int
+    volume: int
+    domains: list[str]
+
+
+class VoiceList(Strict):
+    system: str
+    voices: list[Voice]
