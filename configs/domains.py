@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.source import Source
+from protocol import Code, LabError
 
 FILE = "cloud-optimized-domain-mapping.yaml"
 
@@ -58,6 +60,27 @@ class Domains(Mapping[str, Domain]):
 
     def __len__(self) -> int:
         return len(self._domains)
+
+    def find(self, name: str) -> Domain:
+        """Return the domain that a request names in its field `domain`.
+
+        Raises:
+            LabError: UNKNOWN_DOMAIN with the names that are most like it.
+        """
+        if name in self:
+            return self[name]
+        near = self._nearest(name)
+        raise LabError(
+            Code.UNKNOWN_DOMAIN, f"domain: {name!r} is no domain of this lab.",
+            advice=f"Did you mean {' or '.join(near)}?" if near else f"Add it under `custom:` in {FILE}.",
+            field="domain", nearest=near,
+        )  # fmt: skip
+
+    def _nearest(self, name: str, count: int = 3) -> list[str]:
+        wanted = name.strip().lower().replace("-", "_").replace(" ", "_")
+        alike = difflib.get_close_matches(wanted, self, n=count, cutoff=0.6)
+        parts = [other for other in self if other not in alike and set(wanted.split("_")) & set(other.split("_"))]
+        return (alike + parts)[:count]
 
 
 def read(source: Source, tiers: Mapping[str, object]) -> Domains:

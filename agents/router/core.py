@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable
 
 from configs import Configs, Tier, resolve_base
 from protocol import Code, LabError, MCPMessage, TrainRequest
@@ -24,13 +22,7 @@ def route(request: TrainRequest, configs: Configs) -> Route:
             Code.INVALID_PARAMS, "domain: the request names no domain.",
             advice="Name one; `meetara domains` and configs/ list them.", field="domain",
         )  # fmt: skip
-    domain = configs.domains.get(request.domain)
-    if domain is None:
-        raise LabError(
-            Code.UNKNOWN_DOMAIN, f"domain: {request.domain!r} is no domain of this lab.",
-            advice=_nearest(request.domain, configs.domains) or "Add it under `custom:` in cloud-optimized-domain-mapping.yaml.",
-            field="domain", nearest=nearest(request.domain, configs.domains),
-        )  # fmt: skip
+    domain = configs.domains.find(request.domain)
     tier = _tier(request, domain.tier, configs)
     # Parameters are refused here, at the caller, rather than after a plan was asked for.
     tier.parameters.overridden(request.parameters)
@@ -51,20 +43,6 @@ def _tier(request: TrainRequest, domain_tier: str, configs: Configs) -> Tier:
             advice=f"Known tiers are {', '.join(configs.tiers)}.", field="tier", known=list(configs.tiers),
         )  # fmt: skip
     return configs.tiers[name]
-
-
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return the known names that are most like `name`, best first; none if nothing is alike."""
-    wanted = name.strip().lower().replace("-", "_").replace(" ", "_")
-    names = list(known)
-    alike = difflib.get_close_matches(wanted, names, n=count, cutoff=0.6)
-    parts = [other for other in names if other not in alike and set(wanted.split("_")) & set(other.split("_"))]
-    return (alike + parts)[:count]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    names = nearest(name, known)
-    return f"Did you mean {' or '.join(names)}?" if names else ""
 
 
 def job_id(message: MCPMessage) -> str:
