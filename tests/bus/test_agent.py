@@ -117,7 +117,7 @@ async def test_wrong_parameters_are_answered_with_the_fields(broker: PlainBroker
         with pytest.raises(LabError) as caught:
             await client.call("train.submit", JobQuery(job="x"))
         assert caught.value.code is Code.INVALID_PARAMS
-        assert "domain: Field required" in caught.value.message and "job: Extra" in caught.value.message
+        assert "dataset: Field required" in caught.value.message and "job: Extra" in caught.value.message
         async with client.subscription("dead", role="router") as letters:
             await client._publish(topic, b"{not json")
             _, payload = await anext(letters)

@@ -10,14 +10,14 @@ from pydantic import BaseModel, Field, create_model
 from protocol.job import Empty, JobQuery
 from protocol.methods import METHODS, TABLE, Method, served_by
 
-ROLES = {"router", "conductor", "gguf_factory", "gpu_orchestrator", "cost_monitor"}
+ROLES = {"router", "conductor", "gguf_factory", "gpu_orchestrator", "cost_monitor", "emotion", "tts"}
 
 
 def digest(params: type[BaseModel], result: type[BaseModel] = Empty) -> str:
     return Method("a.b", "router", params, result).digest
 
 
-def test_every_method_has_one_name_and_one_of_the_five_roles():
+def test_every_method_has_one_name_and_one_of_the_seven_roles():
     assert len(METHODS) == len(TABLE)
     assert {method.role for method in TABLE} == ROLES
     assert {name for role in ROLES for name in served_by(role)} == set(METHODS)

@@ -30,7 +30,7 @@ def test_every_method_and_every_payload_has_a_document():
 
 def test_what_was_written_has_not_drifted(written):
     assert main([str(written), "--check"]) == 0
-    assert json.loads((written / "train.submit.json").read_text())["params"]["required"] == ["domain", "dataset"]
+    assert json.loads((written / "train.submit.json").read_text())["params"]["required"] == ["dataset"]
 
 
 def test_changed_missing_and_foreign_files_are_named(written, capsys):
