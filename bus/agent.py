@@ -1,7 +1,10 @@
-"""The base of all agents: a store, a session, and the three tables of handlers.
+"""The life of an agent: a store, a session, and the three tables of handlers.
 
 A message is acknowledged after the transaction that handled or stored it. A call made here is sent until its reply is
 in the store. Handlers are synchronous and run inside the transaction; what takes long answers later.
+
+`take_in`, `send_due`, `fire_due` and `announce` are all that an agent does; `run` only decides when, by a broker's session
+and the clock. They read no other clock than the wiring's, so something else may drive an agent in their place.
 """
 
 from __future__ import annotations
@@ -12,8 +15,7 @@ import json
 import random
 import signal
 import sqlite3
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
@@ -24,30 +26,25 @@ import structlog
 from pydantic import BaseModel
 
 from bus import process
-from bus.dead import DeadLetter
-from bus.inbox import ATTEMPTS, Handler, Inbox, Outgoing, parameters
+from bus.inbox import Handler, Inbox, Outgoing, parameters
+from bus.outbox import Outbox, ReplyHandler
 from bus.process import Wiring
+from bus.sender import Publisher, Sender
 from bus.session import RECEIVE_MAXIMUM, Incoming, Session, Will
 from bus.store import Store
 from bus.tasks import end, within
-from bus.transaction import Answer, Transaction
-from protocol.envelope import MCPMessage, Reply
-from protocol.errors import Code, LabError
+from bus.transaction import Transaction
+from protocol.envelope import MCPMessage
+from protocol.errors import LabError
 from protocol.machine import Card, Presence
 from protocol.methods import METHODS, served_by
 from protocol.topics import BY_NAME, Topics
 
-REPEAT = (1.0, 30.0)
-"""Seconds until an unanswered call is sent again: first and longest; doubles in between."""
 RECONNECT = (0.1, 3.0)
 """Seconds between connection attempts: first and longest."""
 FLUSH_LIMIT = 2.0
 """Seconds that a stopping agent spends on sending what is due."""
 
-BATCH_PUBLICATIONS = 32
-"""Publications and calls taken at once for sending; the broker's own Receive Maximum towards us is larger."""
-
-ReplyHandler = Callable[[Answer, Transaction], None]
 TimerHandler = Callable[[str, dict[str, Any], Transaction], None]
 Watcher = Callable[[str, bytes], None]
 
@@ -73,8 +70,9 @@ class BaseAgent:
             wiring.home / "agents" / f"{wiring.agent}.db", synchronous=self.synchronous, migrations=self.migrations
         )
         self._inbox = Inbox(self.role, self.message_handlers, self.refused)
+        self._outbox = Outbox(self.role, self.reply_handlers)
+        self._sender = Sender(self.agent, self.topics, self.store, self._outbox, self.transaction, self.now)
         self._watchers: list[tuple[str, Watcher]] = []
-        self._replies: deque[tuple[str, bytes, bytes | None]] = deque()
         self._send = asyncio.Event()
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -124,7 +122,7 @@ class BaseAgent:
                 self._inbox.collect(tx._replies, tx, out)
         finally:
             self._open = None
-        self._replies.extend(out.replies)
+        self._sender.replies.extend(out.replies)
         self._send.set()
         self._wake.set()
         for action in tx._after:
@@ -141,15 +139,19 @@ class BaseAgent:
                 )
             )  # fmt: skip
 
-    def announce(self) -> None:
-        """Publish card and presence again (the card has changed)."""
-        with self.transaction() as tx:
-            self._announce(tx)
+    def announce(self, *, again: bool = False) -> None:
+        """Publish card and presence (the card has changed).
 
-    def _announce(self, tx: Transaction) -> None:
+        Args:
+            again: the agent is on the bus again, and the broker may have forgotten what was sent: every call that is not
+                answered becomes due.
+        """
         levels = {"role": self.role, "agent": self.agent}
-        tx.publish("card", self.card(), **levels)
-        tx.publish("presence", Presence(agent=self.agent, role=self.role, online=True, at=self.now()), **levels)
+        with self.transaction() as tx:
+            tx.publish("card", self.card(), **levels)
+            tx.publish("presence", Presence(agent=self.agent, role=self.role, online=True, at=tx.now), **levels)
+            if again:
+                tx.store.send_all_again(tx.now)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task for the agent's life; if it fails the agent stops (and is restarted outside)."""
@@ -195,7 +197,7 @@ class BaseAgent:
             properties=message.properties(), response_topic=None, correlation=None, retain=False, duplicate=False,
             qos=0, mid=0,
         )  # fmt: skip
-        self._take([incoming])
+        self.take_in([incoming])
 
     # the life of an agent
 
@@ -230,16 +232,14 @@ class BaseAgent:
                     await self._subscribe(session)
                     self._session = session
                     pause = RECONNECT[0]
-                    with self.transaction() as tx:
-                        self._announce(tx)
-                        tx.store.send_all_again(tx.now)
+                    self.announce(again=True)
                     if first:
                         await self.started()
                         first = False
                     self.log.info("online", broker=str(self.wiring.broker))
                     await self._serve(session)
                     await self.stopping()
-                    await self._flush(session)
+                    await within(self.send_due(session), FLUSH_LIMIT)
                     await session.publish(presence, offline, retain=True)
             except aiomqtt.MqttError as error:
                 self.log.warning("broker not reachable", broker=str(self.wiring.broker), reason=str(error))
@@ -260,7 +260,7 @@ class BaseAgent:
     async def _serve(self, session: Session) -> None:
         tasks = {
             asyncio.create_task(self._receive(session)),
-            asyncio.create_task(self._sender(session)),
+            asyncio.create_task(self._keep_sending(session)),
             asyncio.create_task(self._stopped()),
         }
         try:
@@ -279,7 +279,7 @@ class BaseAgent:
             batch = [await anext(messages)]
             while session.waiting() and len(batch) < RECEIVE_MAXIMUM:
                 batch.append(await anext(messages))
-            await self._until_stored(lambda batch=batch: self._take(batch))  # type: ignore[misc]
+            await self._until_stored(lambda batch=batch: self.take_in(batch))  # type: ignore[misc]
             for incoming in batch:
                 session.ack(incoming)
 
@@ -292,7 +292,8 @@ class BaseAgent:
                 self.log.error("store not writable; trying again", reason=str(error), file=str(self.store.path))
                 await asyncio.sleep(1)
 
-    def _take(self, batch: list[Incoming]) -> None:
+    def take_in(self, batch: Sequence[Incoming]) -> None:
+        """Take messages in, and handle what waits, in one transaction; when this returns they may be acknowledged."""
         watched: list[tuple[Watcher, Incoming]] = []
         out = Outgoing()
         with self.transaction() as tx:
@@ -303,101 +304,28 @@ class BaseAgent:
                     continue
                 match self.topics.levels(incoming.topic):
                     case ["reply", _]:
-                        self._take_reply(incoming, tx)
+                        self._outbox.take(incoming, tx)
                     case ["call", _, method] | ["direct", _, _, method]:
                         self._inbox.take(incoming, method, tx, out)
                     case _:
                         self.log.warning("unexpected topic", topic=incoming.topic)
             self._inbox.handle_pending(tx)
-        self._replies.extend(out.replies)
+        self._sender.replies.extend(out.replies)
         for call, incoming in watched:
             call(incoming.topic, incoming.payload)
 
-    def _take_reply(self, incoming: Incoming, tx: Transaction) -> None:
-        try:
-            reply = Reply.parse(incoming.payload)
-        except LabError as error:
-            tx.publish("dead", DeadLetter.of(incoming.topic, incoming.payload, str(error), 1, tx.now), role=self.role)
-            return
-        row = tx.store.outgoing(reply.id)
-        if row is None:
-            return  # answered before: the callee repeats its reply when the call was repeated
-        self._answer(row, reply, tx)
-
-    def _answer(self, row: sqlite3.Row, reply: Reply, tx: Transaction) -> None:
-        method = row["method"]
-        error = LabError.from_body(reply.error) if reply.error else None
-        after = len(tx._after)
-        message = MCPMessage.model_validate_json(row["message"])
-        tx.traceparent = message.traceparent
-        with structlog.contextvars.bound_contextvars(answer_to=method, key=row["key"]):
-            try:
-                with tx.store.savepoint():
-                    result = None if error else METHODS[method].result.model_validate(reply.result)
-                    handler = self.reply_handlers.get(method)
-                    if handler is not None:
-                        handler(Answer(row["id"], method, row["key"], json.loads(row["context"]), result, error), tx)
-                    tx.store.answered(row["id"])
-            except Exception as failure:  # the boundary: a broken reply handler must not stop the other messages
-                del tx._after[after:]
-                self.log.exception("reply handler crashed")
-                if tx.store.reply_failed(row["id"]) >= ATTEMPTS:
-                    reason = f"{type(failure).__name__}: {failure}"
-                    letter = DeadLetter.of(method, reply.body(), reason, ATTEMPTS, tx.now)
-                    tx.publish("dead", letter, role=self.role)
-                    tx.store.answered(row["id"])
-
     # sending
 
-    async def _sender(self, session: Session) -> None:
+    async def send_due(self, session: Publisher) -> bool:
+        """Send the replies, publications and calls that are due now; see `Sender.send_due`."""
+        return await self._sender.send_due(session)
+
+    async def _keep_sending(self, session: Session) -> None:
         while True:
             self._send.clear()
-            await self._flush_once(session)
-            wake = self.store.next_wake()
-            timeout = None if wake is None else max(0.02, wake - self.now().timestamp())
-            await within(self._send.wait(), timeout)
-
-    async def _flush(self, session: Session) -> None:
-        await within(self._flush_once(session), FLUSH_LIMIT)
-
-    async def _flush_once(self, session: Session) -> None:
-        while self._replies:
-            topic, payload, correlation = self._replies[0]
-            await session.publish(topic, payload, correlation=correlation, expiry=3600)
-            self._replies.popleft()
-        while rows := self.store.publications(BATCH_PUBLICATIONS):
-            for row in rows:
-                await session.publish(row["topic"], row["payload"], retain=bool(row["retain"]), expiry=row["expiry"])
-                with self.store.transaction():
-                    self.store.published(row["number"])
-        now = self.now()
-        due = self.store.due_calls(now, BATCH_PUBLICATIONS)
-        expired = [row for row in due if row["deadline"] is not None and row["deadline"] < now.timestamp()]
-        for row in expired:
-            gone = LabError(Code.EXPIRED, f"{row['method']} was not answered before its deadline.")
-            with self.transaction() as tx:
-                self._answer(row, Reply(id=row["id"], error=gone.body()), tx)
-        live = [row for row in due if row not in expired]
-        await asyncio.gather(*(self._send_call(session, row) for row in live))
-        if live:
-            with self.store.transaction():
-                for row in live:
-                    pause = min(REPEAT[0] * 2 ** row["attempts"], REPEAT[1])
-                    self.store.sent(row["id"], now + timedelta(seconds=pause))
-            self._send.set()
-
-    async def _send_call(self, session: Session, row: sqlite3.Row) -> None:
-        message = MCPMessage.model_validate_json(row["message"])
-        role = METHODS[row["method"]].role
-        topic = (
-            self.topics.of("direct", role=role, agent=row["recipient"], method=row["method"])
-            if row["recipient"]
-            else self.topics.of("call", role=role, method=row["method"])
-        )
-        await session.publish(
-            topic, message.body(), properties=message.properties(), correlation=message.id.encode(),
-            response_topic=self.topics.of("reply", client=self.agent),
-        )  # fmt: skip
+            if await self.send_due(session):
+                self._send.set()
+            await self._until_next(self._send)
 
     # time
 
@@ -406,12 +334,16 @@ class BaseAgent:
             tx.store.forget(tx.now)
         while True:
             self._wake.clear()
-            await self._until_stored(self._tick)
-            wake = self.store.next_wake()
-            timeout = None if wake is None else max(0.02, wake - self.now().timestamp())
-            await within(self._wake.wait(), timeout)
+            await self._until_stored(self.fire_due)
+            await self._until_next(self._wake)
 
-    def _tick(self) -> None:
+    async def _until_next(self, event: asyncio.Event) -> None:
+        """Wait for an event, at most until something in the store is due."""
+        wake = self.store.next_wake()
+        await within(event.wait(), None if wake is None else max(0.02, wake - self.now().timestamp()))
+
+    def fire_due(self) -> None:
+        """Run the timers and handle the postponed calls that are due now."""
         if not self.store.due_timers(self.now()) and not self.store.pending(self.now(), 1):
             return
         with self.transaction() as tx:

@@ -75,6 +75,8 @@ class Inbox:
             named = MCPMessage(id=known_id, type=method) if fresh else None
             self._answer_error(incoming, identity, error, tx, out, named)
             return
+        if "timestamp" not in message.model_fields_set:
+            message.timestamp = tx.now
         if message.traceparent is None:
             message.traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
         canonical = json.dumps([method, message.data], sort_keys=True, ensure_ascii=False)

@@ -85,7 +85,7 @@ class Transaction:
             The message id.
         """
         message = MCPMessage(
-            id=id or uuid7(), timestamp=self.now, sender=self.sender, recipient=to, type=method,
+            id=id or uuid7(int(self.now.timestamp() * 1000)), timestamp=self.now, sender=self.sender, recipient=to, type=method,
             data=params.model_dump(mode="json"), priority=priority, deadline=deadline,
             traceparent=self.traceparent,
         )  # fmt: skip

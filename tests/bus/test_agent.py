@@ -195,7 +195,7 @@ def test_waiting_calls_are_handled_by_priority_then_time(broker: PlainBroker, tm
         message = MCPMessage(id=identity, type="train.submit", data={"domain": "d", "dataset": "x"}, priority=priority)
         with agent.store.transaction():
             agent.store.take_in(identity, identity, message.model_dump_json(), priority, (None, None), agent.now())
-    agent._tick()
+    agent.fire_due()
     assert agent.effects() == ["b", "d", "c", "a"]
     agent.store.close()
 

@@ -98,7 +98,7 @@ class StoredJob:
             else Reply(id=call_id, result=result.model_dump(mode="json"))
         )
         topic = f"{PREFIX}/reply/conductor-1"
-        self.agent._take([Incoming(topic, reply.body(), (), None, None, False, False, 1, 0)])
+        self.agent.take_in([Incoming(topic, reply.body(), (), None, None, False, False, 1, 0)])
         self.read()
 
     def report(self, said: Report) -> None:
@@ -116,7 +116,7 @@ class StoredJob:
 
     def fire(self, name: str) -> None:
         self.now = max(self.now, NOON + timedelta(seconds=self.timers[name] - NOON.timestamp()))
-        self.agent._tick()
+        self.agent.fire_due()
         self.read()
 
     def published(self, topic: str) -> list[dict[str, Any]]:

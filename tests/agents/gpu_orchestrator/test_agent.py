@@ -40,7 +40,7 @@ class Rig:
 
     def pass_time(self, by: timedelta) -> None:
         self.time += by
-        self.agent._tick()
+        self.agent.fire_due()
 
     def factory(self, name: str = "f1", slots: int = 1, online: bool = True) -> None:
         device = Device(cores=2, memory_bytes=4 * GIB, disk_free_bytes=GIB)
@@ -179,7 +179,7 @@ async def test_after_a_restart_every_lease_gets_one_ttl(rig):
     lease = await rig.lease("a")
     rig.time += 3 * TTL
     rig.restart()
-    rig.agent._tick()  # the clock runs before the broker is reached
+    rig.agent.fire_due()  # the clock runs before the broker is reached
     await rig.agent.started()
     assert rig.calls() == []
     rig.pass_time(TTL - timedelta(seconds=1))
