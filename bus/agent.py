@@ -26,6 +26,7 @@ import structlog
 from pydantic import BaseModel
 
 from bus import process
+from bus.health import BEAT, SignOfLife
 from bus.inbox import Handler, Inbox, Outgoing, parameters
 from bus.outbox import Outbox, ReplyHandler
 from bus.process import Wiring
@@ -69,6 +70,8 @@ class BaseAgent:
         self.store = Store(
             wiring.home / "agents" / f"{wiring.agent}.db", synchronous=self.synchronous, migrations=self.migrations
         )
+        self._life = SignOfLife(wiring.home, wiring.agent)
+        self._life.end()  # the last process's, killed a moment ago
         self._inbox = Inbox(self.role, self.message_handlers, self.refused)
         self._outbox = Outbox(self.role, self.reply_handlers)
         self._sender = Sender(self.agent, self.topics, self.store, self._outbox, self.transaction, self.now)
@@ -210,11 +213,12 @@ class BaseAgent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        clock = self.spawn(self._clock())
+        own = [self.spawn(self._clock()), self.spawn(self._live())]
         try:
             await self._stay_connected()
         finally:
-            await end([clock, *self._tasks])
+            await end([*own, *self._tasks])
+            self._life.end()
             self.store.close()
         if self._failure is not None:
             raise self._failure
@@ -236,6 +240,7 @@ class BaseAgent:
                     if first:
                         await self.started()
                         first = False
+                    self._show_life()
                     self.log.info("online", broker=str(self.wiring.broker))
                     await self._serve(session)
                     await self.stopping()
@@ -328,6 +333,19 @@ class BaseAgent:
             await self._until_next(self._send)
 
     # time
+
+    async def _live(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            self._show_life()
+
+    def _show_life(self) -> None:
+        if self._session is None or not self.store.writable():
+            return
+        try:
+            self._life.show(self.now())
+        except OSError as error:  # the sign grows old, which is what it is for
+            self.log.error("home not writable", reason=str(error), file=str(self._life.path))
 
     async def _clock(self) -> None:
         with self.transaction() as tx:

@@ -80,6 +80,9 @@ FIRST_OF_ITS_KIND = (
 )
 """Reports of one job must arrive in order although each is repeated until it is answered."""
 
+BUSY_SECONDS = 10
+"""How long a transaction waits for a lock of somebody else, such as a person's sqlite3 that makes a copy."""
+
 INBOX_KEPT = timedelta(days=7)
 """How long the reply to a call is kept for a repetition; as long as the broker keeps a session."""
 
@@ -123,7 +126,7 @@ class Store:
                 f"{path} is in use by another process.",
                 advice="Stop the other agent, or use another MEETARA_HOME.",
             ) from error
-        self.connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+        self.connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
         self.connection.row_factory = sqlite3.Row
         try:
             self._open(synchronous, migrations)
@@ -164,6 +167,18 @@ class Store:
                 f"INSERT INTO versions VALUES ('{component}', {number})"
                 f" ON CONFLICT (component) DO UPDATE SET version = {number}; COMMIT;"
             )
+
+    def writable(self) -> bool:
+        """Tell whether a transaction could begin now, without waiting. Must not be called inside one."""
+        self.connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            self.connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:  # locked, read-only, disk full
+            return False
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+        return True
 
     def close(self) -> None:
         """Close the file and give back the lock."""
