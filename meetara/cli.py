@@ -151,6 +151,33 @@ def agents(
 
 
 @app.command()
+def chat(
+    model: Annotated[
+        str, typer.Argument(metavar="DOMAIN|FILE", help="A .gguf file, or a domain or job whose model lies in the home.")
+    ],
+    ask: Annotated[
+        str | None, typer.Option("--ask", help="Answer this one question and end.", show_default=False)
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="What the model is told before the conversation.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, max=5, help="0: always the likeliest.")] = 0.7,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="The same seed draws the same answer.", show_default=False)
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Talk with a finished model; without a terminal each line of stdin is a question."""
+    from meetara.screens import chat as screen
+
+    conversation = screen.Conversation(system=system, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    talk = screen.chat({"home": home}, model, conversation, ask=ask, as_json=as_json, console=console())
+    raise typer.Exit(run(talk))
+
+
+@app.command()
 def doctor(
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:

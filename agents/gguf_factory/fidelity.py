@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
 import torch
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from agents.gguf_factory import chat
 from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.llama import Logits, Model
+from agents.gguf_factory.template import render
 
 ODD_TEXTS = (
     "", " ", "  two  spaces  ", "\ttab\tand\nline\r\nends\n\n\n", "trailing space ", "emoji 😀👩‍👩‍👧‍👦🇩🇪 ✈️",
@@ -74,27 +73,6 @@ def chat_template(tokenizer: Any, model: Model, conversations: Sequence[Sequence
                 wrong.append("an answer is followed by no end token")
     detail = f"{len(conversations)} conversations" + (f"; {wrong[0]}" if wrong else "")
     return Measured(float(len(wrong)), detail)
-
-
-def render(template: str, model: Model, messages: Sequence[dict[str, str]], *, prompt: bool) -> str:
-    """Render a conversation by a GGUF's template with the GGUF's own bos and eos, as llama.cpp's programs do.
-
-    Raises:
-        jinja2.TemplateError: the template is wrong or refuses the conversation.
-    """
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    bos = model.text([model.bos]) if model.bos >= 0 else ""
-    eos = model.text([model.eos]) if model.eos >= 0 else ""
-    return environment.from_string(template).render(
-        messages=list(messages), add_generation_prompt=prompt, bos_token=bos, eos_token=eos
-    )
 
 
 def log_softmax(logits: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:

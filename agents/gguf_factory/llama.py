@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +139,46 @@ class Model:
     ) -> Generated:  # fmt: skip
         """Draw one answer; see `generate_many`."""
         return next(self.generate_many([prompt], sampling=sampling, seeds=[seed], max_tokens=max_tokens, stop=stop))
+
+    def stream(
+        self, prompt: Sequence[int], *, sampling: Sampling = DEFAULTS, seed: int, max_tokens: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Generator[int, None, bool]:  # fmt: skip
+        """Yield the ids of one answer as they are drawn; the same ids as `generate` gives, without the end token.
+
+        Args:
+            prompt: ids of the prompt.
+            sampling, seed: how to draw.
+            max_tokens: most tokens of the answer; the context may end it earlier.
+            stop: asked before each token; true ends the answer.
+
+        Returns:
+            (of the generator) true when the model ended the answer, false when a limit or `stop` did.
+
+        Raises:
+            LabError: the prompt does not fit the context.
+        """
+        if not 0 < len(prompt) < self.n_ctx:
+            raise LabError(Code.INTERNAL, f"a prompt of {len(prompt)} tokens does not fit {self.n_ctx}.")
+        self._clear()
+        sampler = self._sampler(sampling, seed)
+        try:
+            self._feed(prompt, 0)
+            row, position = -1, len(prompt)
+            for _ in range(max_tokens):
+                if stop():
+                    return False
+                token = self._draw(sampler, row)
+                if self.ends(token):
+                    return True
+                yield token
+                if position >= self.n_ctx:
+                    return False
+                self._decode([(token, position, 0)], [True])
+                row, position = 0, position + 1
+            return False
+        finally:
+            llama_cpp.llama_sampler_free(sampler)
 
     def generate_many(
         self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int], max_tokens: int,
