@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs import budget, domains, parameters, providers, tiers
+from configs import budget, domains, parameters, providers, tiers, voices
 from configs.budget import Budget
 from configs.domains import Domain, Domains
 from configs.parameters import Parameters
@@ -13,10 +13,11 @@ from configs.settings import FILE as LAB_FILE
 from configs.settings import Settings
 from configs.source import Source
 from configs.tiers import GATES, GateRule, Tier, resolve_base
+from configs.voices import Voice, Voices
 
 __all__ = [
     "GATES", "Budget", "Configs", "Domain", "Domains", "GateRule", "Parameters", "Provider", "Providers", "Settings",
-    "Tier", "load", "resolve_base",
+    "Tier", "Voice", "Voices", "load", "resolve_base",
 ]  # fmt: skip
 
 
@@ -30,6 +31,7 @@ class Configs:
     providers: Providers
     budget: Budget
     parameters: Parameters
+    voices: Voices
 
     @property
     def default_tier(self) -> str | None:
@@ -59,11 +61,13 @@ def load(settings: Settings | None = None) -> Configs:
         own["slots"] = settings.slots
     if own:
         machines = machines.model_copy(update={"local": machines.local.model_copy(update=own)})
+    spoken = voices.read(Source.read(voices.FILE, folder))
     return Configs(
         settings=settings,
-        domains=domains.read(Source.read(domains.FILE, folder), all_tiers),
+        domains=domains.read(Source.read(domains.FILE, folder), all_tiers, spoken.voices),
         tiers=all_tiers,
         providers=machines,
         budget=budget.read(Source.read(budget.FILE, folder)),
         parameters=proven,
+        voices=spoken,
     )

@@ -17,7 +17,7 @@ Empathy = Literal["low", "moderate", "high", "very_high"]
 
 
 class Domain(BaseModel):
-    """One domain. `voice` is a profile (aliases are resolved); `quality_floor` is 0-100."""
+    """One domain. `voice` is a profile of voices.yaml (aliases are resolved); `quality_floor` is 0-100."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -40,7 +40,6 @@ class _Category(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    voices: list[str] = Field(min_length=1)
     voice_aliases: dict[str, str] = Field(default_factory=dict)
     categories: dict[str, _Category]
     custom: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -83,8 +82,8 @@ class Domains(Mapping[str, Domain]):
         return (alike + parts)[:count]
 
 
-def read(source: Source, tiers: Mapping[str, object]) -> Domains:
-    """Read the mapping; every domain's tier must be one of `tiers`.
+def read(source: Source, tiers: Mapping[str, object], voices: Mapping[str, object]) -> Domains:
+    """Read the mapping; every domain's tier must be one of `tiers`, its voice one of `voices` or an alias of one.
 
     Raises:
         LabError: CONFIGURATION, naming file, key and reason.
@@ -92,10 +91,12 @@ def read(source: Source, tiers: Mapping[str, object]) -> Domains:
     content = dict(source.content)
     if content.get("custom") is None:
         content.pop("custom", None)  # `custom:` with nothing below it is what remains when a user removes the last entry
+    if "voices" in content:
+        raise source.wrong("voices", "the voices stand in voices.yaml now", "Remove the key.")
     file = source.check(_File, content)
     for alias, voice in file.voice_aliases.items():
-        if voice not in file.voices:
-            raise source.wrong(f"voice_aliases.{alias}", f"{voice!r} is none of the voices {', '.join(file.voices)}")
+        if voice not in voices:
+            raise source.wrong(f"voice_aliases.{alias}", f"{voice!r} is none of the voices {', '.join(voices)}")
     domains: dict[str, Domain] = {}
 
     def add(name: str, category: str, values: dict[str, Any], key: str) -> None:
@@ -105,8 +106,8 @@ def read(source: Source, tiers: Mapping[str, object]) -> Domains:
         if domain.tier not in tiers:
             raise source.wrong(f"{key}.tier", f"{domain.tier!r} is none of the tiers {', '.join(tiers)}")
         voice = file.voice_aliases.get(domain.voice, domain.voice)
-        if voice not in file.voices:
-            known = ", ".join([*file.voices, *file.voice_aliases])
+        if voice not in voices:
+            known = ", ".join([*voices, *file.voice_aliases])
             raise source.wrong(f"{key}.voice", f"{domain.voice!r} is none of the voices {known}")
         domains[name] = domain.model_copy(update={"voice": voice})
 

@@ -50,7 +50,7 @@ TABLE: tuple[Method, ...] = (
     Method("budget.release", "cost_monitor", money.ReleaseRequest, job.Empty, None),
     Method("budget.report", "cost_monitor", job.Empty, money.BudgetReport),
     Method("emotion.analyse", "emotion", voice.EmotionQuery, voice.EmotionReading),
-    Method("speech.synthesise", "tts", voice.SpeechRequest, voice.Speech),
+    Method("speech.synthesise", "tts", voice.SpeechRequest, voice.Speech, 120.0),
     Method("speech.read", "tts", voice.AudioQuery, voice.AudioPart),
     Method("speech.voices", "tts", job.Empty, voice.VoiceList),
 )

@@ -13,8 +13,6 @@ Emotion = Literal["anger", "disgust", "fear", "joy", "neutral", "sadness", "surp
 
 Context = Literal["healthcare", "business", "education", "personal"]
 
-Profile = Literal["meditative", "therapeutic", "professional", "educational", "creative", "technical"]
-
 Strategy = Literal["clarification_needed", "single_domain", "multi_domain_parallel", "multi_domain_sequential"]
 
 MAX_TEXT = 8000
@@ -84,13 +82,15 @@ class EmotionReading(Strict):
 
 
 class SpeechRequest(Strict):
-    """Say this. The profile is `profile`, else the emotion's above intensity 0.6, else the domain's, else professional."""
+    """Say this. The voice is `profile`, else that of a strong emotion, else the domain's, else the lab's default."""
 
     text: str = Field(min_length=1, max_length=MAX_TEXT)
     domain: str | None = None
-    profile: Profile | None = None
-    emotion: str | None = Field(default=None, description="one of the labels, or stress, anxiety, excitement, confusion")
-    intensity: float | None = Field(default=None, ge=0, le=1)
+    profile: str | None = Field(default=None, description="a voice of voices.yaml")
+    emotion: str | None = Field(default=None, description="a label of the text model, or one that voices.yaml names")
+    intensity: float | None = Field(
+        default=None, ge=0, le=1, description="of the emotion; None: whoever names the emotion wants to hear it"
+    )
 
 
 class Speech(Strict):
@@ -99,13 +99,14 @@ class Speech(Strict):
     sha256: str
     bytes: int
     uri: str = Field(description="the file on the agent's machine")
+    agent: str = Field(description="whom to ask for the audio")
     sample_rate: int
     seconds: float
-    profile: Profile
+    profile: str
     emotion: str | None
-    overridden: bool = Field(description="the emotion, not the domain, chose the profile")
+    overridden: bool = Field(description="the emotion put its own voice in place of the domain's")
     system: str
-    generation_time_ms: float
+    generation_time_ms: float | None = Field(description="None: the audio was there already")
 
 
 class AudioQuery(Strict):
@@ -126,7 +127,7 @@ class AudioPart(Strict):
 class Voice(Strict):
     """A profile and what it sets in the synthesiser."""
 
-    profile: Profile
+    profile: str
     words_per_minute: int
     style: str
     pitch: int

@@ -1,0 +1,4 @@
+from agents.tts.agent import SpeechAgent
+
+if __name__ == "__main__":
+    SpeechAgent.main()
