@@ -186,11 +186,15 @@ class Inbox:
         return handler(message, tx)
 
     def collect(self, identities: list[str], tx: Transaction, out: Outgoing) -> None:
-        """Take the stored replies of answered calls for sending."""
+        """Take the stored replies of answered calls for sending, and forget the repeatable ones with them."""
         for identity in identities:
             row = tx.store.find_call(identity)
-            if row is not None and row["reply"] is not None and row["response_topic"]:
-                out.replies.append((row["response_topic"], row["reply"].encode(), row["correlation"]))
+            if row is None or row["reply"] is None or not row["response_topic"]:
+                continue
+            out.replies.append((row["response_topic"], row["reply"].encode(), row["correlation"]))
+            method = METHODS.get(json.loads(row["message"])["type"])
+            if method is not None and method.repeatable:
+                tx.store.forget_call(identity)
 
 
 def _same(known: MCPMessage, message: MCPMessage) -> bool:

@@ -272,6 +272,10 @@ class Store:
                 changed += 1
         return changed
 
+    def forget_call(self, identity: str) -> None:
+        """Delete a call and its reply."""
+        self.connection.execute("DELETE FROM inbox WHERE id = ?", (identity,))
+
     def forget(self, now: datetime) -> None:
         """Delete answered calls older than INBOX_KEPT."""
         self.connection.execute(

@@ -13,13 +13,19 @@ from protocol import job, machine, money, voice
 
 @dataclass(frozen=True)
 class Method:
-    """One call. `deadline_s` is how long a caller waits by default; None: as long as it takes."""
+    """One call. `deadline_s` is how long a caller waits by default; None: as long as it takes.
+
+    `repeatable`: done twice it is as good as done once, because it only reads or because its result is named by its
+    content. Once answered neither the call nor its reply is kept, a repetition is answered afresh. Of all other calls
+    both are kept, so that a repetition has no second effect.
+    """
 
     name: str
     role: str
     params: type[BaseModel]
     result: type[BaseModel]
     deadline_s: float | None = 30.0
+    repeatable: bool = False
 
     @property
     def digest(self) -> str:
@@ -30,11 +36,11 @@ class Method:
 
 TABLE: tuple[Method, ...] = (
     Method("train.submit", "router", job.TrainRequest, job.Submitted),
-    Method("route.text", "router", voice.TextQuery, voice.TextRoute),
+    Method("route.text", "router", voice.TextQuery, voice.TextRoute, repeatable=True),
     Method("train.route", "conductor", job.RoutedRequest, job.Submitted, None),
-    Method("job.get", "conductor", job.JobQuery, job.JobSnapshot),
-    Method("job.list", "conductor", job.Empty, job.JobList),
-    Method("job.events", "conductor", job.EventsQuery, job.JobEvents),
+    Method("job.get", "conductor", job.JobQuery, job.JobSnapshot, repeatable=True),
+    Method("job.list", "conductor", job.Empty, job.JobList, repeatable=True),
+    Method("job.events", "conductor", job.EventsQuery, job.JobEvents, repeatable=True),
     Method("job.cancel", "conductor", job.JobQuery, job.JobSnapshot),
     Method("job.report", "conductor", job.Report, job.Empty, None),
     Method("lease.lost", "conductor", machine.LeaseLost, job.Empty, None),
@@ -48,11 +54,11 @@ TABLE: tuple[Method, ...] = (
     Method("budget.reserve", "cost_monitor", money.ReserveRequest, money.Reservation, None),
     Method("budget.settle", "cost_monitor", money.SettleRequest, job.Empty, None),
     Method("budget.release", "cost_monitor", money.ReleaseRequest, job.Empty, None),
-    Method("budget.report", "cost_monitor", job.Empty, money.BudgetReport),
-    Method("emotion.analyse", "emotion", voice.EmotionQuery, voice.EmotionReading),
-    Method("speech.synthesise", "tts", voice.SpeechRequest, voice.Speech, 120.0),
-    Method("speech.read", "tts", voice.AudioQuery, voice.AudioPart),
-    Method("speech.voices", "tts", job.Empty, voice.VoiceList),
+    Method("budget.report", "cost_monitor", job.Empty, money.BudgetReport, repeatable=True),
+    Method("emotion.analyse", "emotion", voice.EmotionQuery, voice.EmotionReading, repeatable=True),
+    Method("speech.synthesise", "tts", voice.SpeechRequest, voice.Speech, 120.0, repeatable=True),
+    Method("speech.read", "tts", voice.AudioQuery, voice.AudioPart, repeatable=True),
+    Method("speech.voices", "tts", job.Empty, voice.VoiceList, repeatable=True),
 )
 
 METHODS = {method.name: method for method in TABLE}

@@ -15,6 +15,7 @@ from protocol.envelope import MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, TrainRequest
 from protocol.topics import Topics
+from protocol.voice import VoiceList
 from tests.conftest import PlainBroker
 
 
@@ -246,3 +247,35 @@ async def test_a_named_but_malformed_call_without_a_reply_address_is_refused_by_
         await client._publish(Topics().of("call", role="router", method="train.submit"), json.dumps(body).encode())
         identity, error = await told.get()
         assert identity == "named" and error.data["field"] == "jsonrpc"
+
+
+class Teller(BaseAgent):
+    """Serves a repeatable method, at once or later."""
+
+    role = "tts"
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.message_handlers["speech.voices"] = self.voices
+        self.asked: list[str] = []
+        self.hold = False
+
+    def voices(self, message: MCPMessage, tx: Transaction) -> VoiceList | Deferred:
+        self.asked.append(message.id)
+        return DEFERRED if self.hold else VoiceList(system=f"{len(self.asked)}", voices=[])
+
+
+async def test_a_repeatable_call_is_not_kept_and_answered_afresh(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Teller(wiring(broker, tmp_path, "tts-1"))
+    async with running(agent), Client(broker.address) as client:
+        assert (await client.call("speech.voices", Empty(), id="same")).system == "1"
+        assert agent.store.find_call("same") is None
+        assert (await client.call("speech.voices", Empty(), id="same")).system == "2"
+        agent.hold = True
+        asking = asyncio.create_task(client.call("speech.voices", Empty(), id="later"))
+        while "later" not in agent.asked:
+            await asyncio.sleep(0)
+        assert agent.store.find_call("later")["state"] == "open", "it survives a restart until it is answered"
+        with agent.transaction() as tx:
+            tx.reply("later", VoiceList(system="later", voices=[]))
+        assert (await asking).system == "later" and agent.store.find_call("later") is None
