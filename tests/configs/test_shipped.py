@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import yaml
+
 import configs
 from configs import GATES, Settings
+from configs.source import SHIPPED
 
 DOMAINS = """
 healthcare: general_health mental_health nutrition fitness sleep stress_management preventive_care chronic_conditions
@@ -71,3 +74,27 @@ def test_budget_and_local_price():
     assert (lab.budget.alert_percents, lab.budget.optimise_percent, lab.budget.freeze_percent) == ((50, 80, 90, 95), 80, 95)
     assert lab.providers.local.price_micros_per_hour == 0
     assert [lab.providers.local.slots_for(cores) for cores in (1, 2, 5, 16)] == [1, 1, 2, 8]
+
+
+def test_every_domain_speaks_in_one_of_the_six_voices_and_all_are_used():
+    lab = shipped()
+    assert [(name, voice.words_per_minute) for name, voice in lab.voices.voices.items()] == [
+        ("meditative", 150), ("therapeutic", 160), ("professional", 180), ("educational", 170), ("creative", 175),
+        ("technical", 165),
+    ]  # fmt: skip
+    assert {domain.voice for domain in lab.domains.values()} == set(lab.voices.voices)
+    assert lab.voices.default == "professional" and lab.voices.emotion_above == 0.6
+
+
+def test_a_voice_of_ones_own_serves_domains_and_emotions(tmp_path):
+    content = yaml.safe_load((SHIPPED / "voices.yaml").read_text(encoding="utf-8"))
+    content["voices"]["bedtime"] = {"words_per_minute": 120, "style": "drowsy", "pitch": 30, "pitch_range": 10, "volume": 60}
+    content["emotions"]["loneliness"] = "bedtime"
+    (tmp_path / "voices.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    mapping = (SHIPPED / "cloud-optimized-domain-mapping.yaml").read_text(encoding="utf-8")
+    (tmp_path / "cloud-optimized-domain-mapping.yaml").write_text(
+        mapping.replace("sleep: {voice: meditative}", "sleep: {voice: bedtime}"), encoding="utf-8"
+    )
+    lab = configs.load(Settings.read(configs=tmp_path))
+    assert lab.domains["sleep"].voice == "bedtime" and lab.voices.find("bedtime").words_per_minute == 120
+    assert lab.voices.of_emotion("loneliness", 0.61) == "bedtime" and lab.voices.of_emotion("loneliness", 0.6) is None
