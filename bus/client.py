@@ -16,15 +16,16 @@ import aiomqtt
 from pydantic import BaseModel
 
 from bus.session import BrokerAddress, Incoming, Session
-from bus.tasks import end
+from bus.tasks import end, within
 from protocol.envelope import MAX_BYTES, MCPMessage, Reply
 from protocol.errors import Code, LabError, Retry
 from protocol.ids import uuid7
 from protocol.methods import METHODS
 from protocol.topics import Topics
 
-REPEAT = 2.0
-"""Seconds until an unanswered call is sent again; the agents answer a repetition from their store."""
+REPEAT = (2.0, 30.0)
+"""Seconds until an unanswered call is sent again: first and longest; doubles in between, so that many callers who wait
+for a busy lab do not add to its work. The agents answer a repetition from their store."""
 
 
 class Client:
@@ -44,6 +45,7 @@ class Client:
         self._queues: list[tuple[str, asyncio.Queue[Incoming]]] = []
         self._session: Session | None = None
         self._online = asyncio.Event()
+        self._again = asyncio.Event()  # set at the next connect: what was sent before may be lost
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Client:
@@ -74,6 +76,8 @@ class Client:
                         await session.subscribe(topic_filter)
                     self._session = session
                     self._online.set()
+                    self._again.set()
+                    self._again = asyncio.Event()
                     if not first.done():
                         first.set_result(None)
                     async for incoming in session:
@@ -159,12 +163,15 @@ class Client:
         self._waiting[message.id] = future
 
         async def repeat() -> None:
+            pause = REPEAT[0]
             while not future.done():
                 await self._publish(
                     topic, body, properties=message.properties(), correlation=message.id.encode(),
                     response_topic=self.topics.of("reply", client=self.name),
                 )  # fmt: skip
-                await asyncio.sleep(REPEAT)
+                again = self._again
+                await within(again.wait(), pause)
+                pause = REPEAT[0] if again.is_set() else min(2 * pause, REPEAT[1])
 
         sending = asyncio.create_task(repeat())
         try:

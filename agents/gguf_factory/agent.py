@@ -23,6 +23,9 @@ RENEW = timedelta(seconds=8)
 UNHEARD = timedelta(seconds=90)
 """Without a renewal for so long a job is checkpointed and given up: nobody may still be counting its cost."""
 
+PLANNERS = 2
+"""Plans made at a time: each is a process of 100 MB for a second, and two hundred requests may come at once."""
+
 SCHEMA = """
 CREATE TABLE runs (                  -- jobs this factory holds a lease for
     job TEXT PRIMARY KEY,
@@ -49,6 +52,8 @@ class FactoryAgent(BaseAgent):
         self.processes: dict[str, JobProcess] = {}
         self.stop_calls: dict[str, list[str]] = {}
         self.leaving = False
+        self.plans: asyncio.PriorityQueue[tuple[int, int, str, PlanRequest]] = asyncio.PriorityQueue()
+        self.plans_asked = 0
 
     def card(self) -> Card:
         free = machine.free_bytes(self.home)
@@ -61,6 +66,8 @@ class FactoryAgent(BaseAgent):
 
     async def started(self) -> None:
         """Take up the plans and jobs that the last process left."""
+        for _ in range(PLANNERS):
+            self.spawn(self.answer_plans())
         with self.transaction() as tx:
             tx.store.reopen(["job.plan", "job.stop"])
             for row in tx.connection.execute("SELECT job FROM runs").fetchall():
@@ -77,8 +84,16 @@ class FactoryAgent(BaseAgent):
 
     def plan(self, message: MCPMessage, tx: Transaction) -> Deferred:
         request: PlanRequest = self.params(message)
-        tx.after_commit(lambda: self.spawn(self.answer_plan(message.id, request)))
+        self.plans_asked += 1
+        waiting = (-request.request.priority, self.plans_asked, message.id, request)
+        tx.after_commit(lambda: self.plans.put_nowait(waiting))
         return DEFERRED
+
+    async def answer_plans(self) -> None:
+        """Answer the plans that are asked for, one after another, the most urgent first."""
+        while True:
+            _, _, call, request = await self.plans.get()
+            await self.answer_plan(call, request)
 
     async def answer_plan(self, call: str, request: PlanRequest) -> None:
         answer = await make_plan(request, self.home)

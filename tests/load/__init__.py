@@ -1,0 +1,1 @@
+"""Two hundred requests at once: `python -m tests.load`."""
