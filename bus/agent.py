@@ -28,11 +28,12 @@ from pydantic import BaseModel
 from bus import process
 from bus.health import BEAT, SignOfLife
 from bus.inbox import Handler, Inbox, Outgoing, parameters
+from bus.namesake import refuse_displacement
 from bus.outbox import Outbox, ReplyHandler
 from bus.process import Wiring
 from bus.sender import Publisher, Sender
 from bus.session import RECEIVE_MAXIMUM, Incoming, Session, Will
-from bus.store import Store
+from bus.store import Store, passing
 from bus.tasks import end, within
 from bus.transaction import Transaction
 from protocol.envelope import MCPMessage
@@ -45,6 +46,9 @@ RECONNECT = (0.1, 3.0)
 """Seconds between connection attempts: first and longest."""
 FLUSH_LIMIT = 2.0
 """Seconds that a stopping agent spends on sending what is due."""
+CLOCK_STEP = 2.0
+"""Seconds by which the wall clock must leave the monotonic one to count as set (or the machine as asleep): a clock that is
+only slewed drifts by milliseconds between two looks."""
 
 TimerHandler = Callable[[str, dict[str, Any], Transaction], None]
 Watcher = Callable[[str, bytes], None]
@@ -70,6 +74,8 @@ class BaseAgent:
         self.store = Store(
             wiring.home / "agents" / f"{wiring.agent}.db", synchronous=self.synchronous, migrations=self.migrations
         )
+        self.instance = f"{self.store.identity:08x}"
+        self._announced = False
         self._life = SignOfLife(wiring.home, wiring.agent)
         self._life.end()  # the last process's, killed a moment ago
         self._inbox = Inbox(self.role, self.message_handlers, self.refused)
@@ -100,6 +106,9 @@ class BaseAgent:
 
     async def stopping(self) -> None:
         """Called on SIGTERM while the agent is still connected."""
+
+    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
+        """Called when the wall clock was set by so many seconds: move the times in the agent's own tables with it."""
 
     # for handlers and background tasks
 
@@ -152,7 +161,8 @@ class BaseAgent:
         levels = {"role": self.role, "agent": self.agent}
         with self.transaction() as tx:
             tx.publish("card", self.card(), **levels)
-            tx.publish("presence", Presence(agent=self.agent, role=self.role, online=True, at=tx.now), **levels)
+            here = Presence(agent=self.agent, role=self.role, online=True, instance=self.instance, at=tx.now)
+            tx.publish("presence", here, **levels)
             if again:
                 tx.store.send_all_again(tx.now)
 
@@ -230,6 +240,8 @@ class BaseAgent:
         offline = Presence(agent=self.agent, role=self.role, online=False).model_dump_json().encode()
         while not self._stop.is_set():
             try:
+                if self._announced:
+                    await refuse_displacement(self.wiring, self.instance, presence)
                 async with Session.connect(
                     self.wiring.broker, f"{self.wiring.lab}-{self.agent}", durable=True, will=Will(presence, offline)
                 ) as session:
@@ -246,8 +258,13 @@ class BaseAgent:
                     await self.stopping()
                     await within(self.send_due(session), FLUSH_LIMIT)
                     await session.publish(presence, offline, retain=True)
-            except aiomqtt.MqttError as error:
-                self.log.warning("broker not reachable", broker=str(self.wiring.broker), reason=str(error))
+            except (aiomqtt.MqttError, sqlite3.OperationalError) as error:
+                if isinstance(error, aiomqtt.MqttError):
+                    self.log.warning("broker not reachable", broker=str(self.wiring.broker), reason=str(error))
+                elif passing(error):
+                    self.log.error("store not writable; connecting again", reason=str(error), file=str(self.store.path))
+                else:
+                    raise
                 await within(self._stop.wait(), pause * (1 + random.random() / 4))
                 pause = min(pause * 2, RECONNECT[1])
                 if self._stop.is_set() and not first:
@@ -294,6 +311,8 @@ class BaseAgent:
             try:
                 return work()
             except sqlite3.OperationalError as error:
+                if not passing(error):
+                    raise
                 self.log.error("store not writable; trying again", reason=str(error), file=str(self.store.path))
                 await asyncio.sleep(1)
 
@@ -330,6 +349,7 @@ class BaseAgent:
             self._send.clear()
             if await self.send_due(session):
                 self._send.set()
+            self._announced = True
             await self._until_next(self._send)
 
     # time
@@ -348,12 +368,34 @@ class BaseAgent:
             self.log.error("home not writable", reason=str(error), file=str(self._life.path))
 
     async def _clock(self) -> None:
-        with self.transaction() as tx:
-            tx.store.forget(tx.now)
+        await self._until_stored(self._forget)
+        apart = self._clocks_apart()
         while True:
             self._wake.clear()
+            step = self._clocks_apart() - apart
+            if abs(step) > CLOCK_STEP:
+                await self._until_stored(lambda step=step: self.follow_clock(step))  # type: ignore[misc]
+                apart += step
             await self._until_stored(self.fire_due)
             await self._until_next(self._wake)
+
+    def _forget(self) -> None:
+        with self.transaction() as tx:
+            tx.store.forget(tx.now)
+
+    def _clocks_apart(self) -> float:
+        return self.now().timestamp() - asyncio.get_running_loop().time()
+
+    def follow_clock(self, seconds: float) -> None:
+        """Let everything that waits wait as long as before, although the wall clock was set by so many seconds.
+
+        Without this a clock set back by an hour would stop all repetitions and renewals for an hour, and a machine that
+        slept would find its leases expired although nobody could have renewed them.
+        """
+        self.log.warning("the clock was set", seconds=round(seconds, 1))
+        with self.transaction() as tx:
+            tx.store.shift(seconds)
+            self.clock_was_set(seconds, tx)
 
     async def _until_next(self, event: asyncio.Event) -> None:
         """Wait for an event, at most until something in the store is due."""
@@ -375,7 +417,9 @@ class BaseAgent:
         try:
             with tx.store.savepoint():
                 self.timer_handlers[row["name"]](row["key"], json.loads(row["data"]), tx)
-        except Exception:  # the boundary: a broken timer must not stop the others; it is tried again in a second
+        except Exception as error:  # the boundary: a broken timer must not stop the others; it is tried again in a second
+            if passing(error):
+                raise
             del tx._after[after:]
             self.log.exception("timer handler crashed", timer=row["name"], key=row["key"])
             tx.timer(row["name"], row["key"], tx.now + timedelta(seconds=1), json.loads(row["data"]))

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from bus.dead import DeadLetter
 from bus.session import Incoming
+from bus.store import passing
 from bus.transaction import Deferred, Transaction
 from protocol.envelope import MCPMessage, Reply, decode_call
 from protocol.errors import Code, LabError, Retry
@@ -77,6 +78,8 @@ class Inbox:
             return
         if "timestamp" not in message.model_fields_set:
             message.timestamp = tx.now
+        if incoming.expiry is not None:  # durations mean the same on every machine, its clock may be another one's
+            message.deadline = tx.now + timedelta(seconds=incoming.expiry)
         if message.traceparent is None:
             message.traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
         canonical = json.dumps([method, message.data], sort_keys=True, ensure_ascii=False)
@@ -160,6 +163,8 @@ class Inbox:
                     self._bury(message.type, message.body(), str(error), 1, tx)
                 tx.reply(message.id, error)
             except Exception as error:  # the boundary: one broken handler must not stop the agent's other calls
+                if passing(error):
+                    raise  # a full disk or a locked file is no fault of the call: the whole transaction is done again
                 del tx._after[after:]
                 self.log.exception("handler crashed")
                 attempts = tx.store.postpone_call(message.id, tx.now + timedelta(seconds=0.2))

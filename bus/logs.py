@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import structlog
+
+
+class Forgiving:
+    """A stream whose full disk is nobody's problem: a line that cannot be written must not stop what it tells of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose what is buffered."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def configure(agent: str, form: Literal["json", "console"] = "json", level: int = logging.INFO) -> None:
@@ -25,7 +44,7 @@ def configure(agent: str, form: Literal["json", "console"] = "json", level: int 
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, Forgiving(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(agent=agent)

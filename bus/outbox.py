@@ -14,6 +14,7 @@ import structlog
 from bus.dead import DeadLetter
 from bus.inbox import ATTEMPTS
 from bus.session import Incoming
+from bus.store import passing
 from bus.transaction import Answer, Transaction
 from protocol.envelope import MCPMessage, Reply
 from protocol.errors import Code, LabError
@@ -67,6 +68,8 @@ class Outbox:
                         handler(Answer(row["id"], method, row["key"], json.loads(row["context"]), result, error), tx)
                     tx.store.answered(row["id"])
             except Exception as failure:  # the boundary: a broken reply handler must not stop the other messages
+                if passing(failure):
+                    raise  # a full disk or a locked file is no fault of the reply: the whole transaction is done again
                 del tx._after[after:]
                 self.log.exception("reply handler crashed")
                 if tx.store.reply_failed(row["id"]) >= ATTEMPTS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bus.logs import configure
 from bus.session import BrokerAddress
-from protocol.errors import LabError
+from protocol.errors import LabError, Retry
 
 if TYPE_CHECKING:
     from bus.agent import BaseAgent
@@ -37,7 +38,8 @@ class Wiring:
 
 
 def run(agent: type[BaseAgent], arguments: list[str] | None = None) -> None:
-    """Run an agent until it is told to end; exits with 2 when it refuses its configuration."""
+    """Run an agent until it is told to end; exits with 2 when it refuses its configuration, with 1 when to start it again
+    can help."""
     parser = argparse.ArgumentParser(prog=f"python -m agents.{agent.role}", description=agent.__doc__)
     environment = os.environ.get
     parser.add_argument("--home", type=Path, default=environment("MEETARA_HOME"), help="the lab's state")
@@ -61,5 +63,6 @@ def run(agent: type[BaseAgent], arguments: list[str] | None = None) -> None:
     try:
         asyncio.run(serve())
     except LabError as error:
-        print(f"{options.agent}: {error}", file=sys.stderr)
-        sys.exit(2)
+        with contextlib.suppress(OSError):  # the log's disk may be what is full
+            print(f"{options.agent}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1 if error.retry is Retry.LATER else 2)

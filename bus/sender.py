@@ -6,6 +6,7 @@ Knows the store and something to publish with; what is sent comes from committed
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -117,4 +118,5 @@ class Sender:
         await session.publish(
             topic, message.body(), properties=message.properties(), correlation=message.id.encode(),
             response_topic=self._reply_topic,
+            expiry=None if row["deadline"] is None else math.ceil(row["deadline"] - self.now().timestamp()),
         )  # fmt: skip

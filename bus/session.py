@@ -8,15 +8,19 @@ and PUBACK goes out when the caller says so, which is after its transaction comm
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aiomqtt
 from paho.mqtt.client import Client as PahoClient
-from paho.mqtt.client import MQTTMessage
+from paho.mqtt.client import DisconnectFlags, MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from protocol.errors import Code, LabError
 
 SESSION_EXPIRY = 7 * 86_400
 """Seconds for which the broker keeps an agent's subscriptions and queue while it is away: a machine that sleeps over
@@ -27,6 +31,8 @@ WILL_DELAY = 5
 """Seconds before a lost connection is told to others: a restart by the supervisor takes less."""
 KEEPALIVE = 15
 """Seconds; a half-open connection is noticed after one and a half of it, within a lease's 30 s."""
+TAKEN_OVER = 0x8E
+"""MQTT 5's reason code "session taken over": another connection came with this one's client id."""
 MAX_PACKET = 1024 * 1024
 """Bytes; four times the limit of a message, so that a too large one is answered instead of cutting the connection."""
 
@@ -46,7 +52,7 @@ class BrokerAddress:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A message as it came in; `mid` 0 needs no acknowledgement."""
+    """A message as it came in; `mid` 0 needs no acknowledgement. `expiry`: seconds that it has left, counted by the broker."""
 
     topic: str
     payload: bytes
@@ -57,6 +63,7 @@ class Incoming:
     duplicate: bool
     qos: int
     mid: int
+    expiry: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,33 @@ class Will:
     payload: bytes
 
 
+def taken_over(address: BrokerAddress, identifier: str) -> LabError:
+    """Return the error of an agent whose place another process has taken."""
+    return LabError(
+        Code.CONFLICT, f"another process has connected to {address} as {identifier} and has this agent's session now.",
+        advice="Two agents must not share a name: stop one of them, or give it another --agent or another --lab.",
+    )  # fmt: skip
+
+
 class _ManualAckClient(aiomqtt.Client):
-    """aiomqtt's client, remembering which packets the broker marked as sent before (DUP)."""
+    """aiomqtt's client, remembering which packets the broker marked as sent before (DUP), and who ended the session."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
-        self.redelivered: set[int] = set()
+        self.redelivered: deque[bool] = deque()  # of the messages in the queue, in their order
+        self.taken_over = False
         self._client.manual_ack_set(True)
 
     def _on_message(self, client: PahoClient, userdata: object, message: MQTTMessage) -> None:
-        if message.dup:
-            self.redelivered.add(message.mid)
+        self.redelivered.append(bool(message.dup))
         super()._on_message(client, userdata, message)
+
+    def _on_disconnect(
+        self, client: PahoClient, userdata: object, flags: DisconnectFlags, reason: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:  # fmt: skip
+        self.taken_over = reason.value == TAKEN_OVER
+        super()._on_disconnect(client, userdata, flags, reason, properties)
 
 
 class Session:
@@ -109,6 +131,7 @@ class Session:
 
         Raises:
             aiomqtt.MqttError: the broker is not there, refused, or went away.
+            LabError: CONFLICT when another connection came with this identifier (docs/decisions/0008-session-take-over.md).
         """
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.ReceiveMaximum = receive_maximum
@@ -134,8 +157,13 @@ class Session:
             timeout=10,
             logger=logging.getLogger("aiomqtt"),
         )
-        async with client:
-            yield cls(client)
+        try:
+            async with client:
+                yield cls(client)
+        except aiomqtt.MqttError as error:
+            if not client.taken_over:
+                raise
+            raise taken_over(address, identifier) from error
 
     async def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Subscribe; retained messages come first."""
@@ -171,8 +199,7 @@ class Session:
     async def __aiter__(self) -> AsyncIterator[Incoming]:
         async for message in self._client.messages:
             packet = message.properties
-            duplicate = message.mid in self._client.redelivered
-            self._client.redelivered.discard(message.mid)
+            duplicate = self._client.redelivered.popleft()
             payload = message.payload
             yield Incoming(
                 topic=str(message.topic),
@@ -184,6 +211,7 @@ class Session:
                 duplicate=duplicate,
                 qos=message.qos,
                 mid=message.mid,
+                expiry=getattr(packet, "MessageExpiryInterval", None),
             )
 
     def waiting(self) -> int:

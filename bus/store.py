@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from protocol.errors import Code, LabError
+from protocol.errors import Code, LabError, Retry
 
 SCHEMA: tuple[str, ...] = (
     """
@@ -80,9 +81,14 @@ FIRST_OF_ITS_KIND = (
 )
 """Reports of one job must arrive in order although each is repeated until it is answered."""
 
-BUSY_SECONDS = 10
-"""How long a transaction waits for a lock of somebody else, such as a person's sqlite3 that makes a copy."""
-
+BUSY_SECONDS = 20
+"""How long a transaction waits for a lock of somebody else, such as a person's sqlite3 that makes a copy. The agent
+stands still meanwhile, so it is less than what the broker waits for a sign of life (1.5 × 15 s)."""
+PASSING = frozenset({
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM,
+})  # fmt: skip
+"""SQLite's codes for what the surroundings do to a statement that is right: it can succeed later."""
 INBOX_KEPT = timedelta(days=7)
 """How long the reply to a call is kept for a repetition; as long as the broker keeps a session."""
 
@@ -98,6 +104,12 @@ class Event:
     at: datetime
 
 
+def passing(error: BaseException) -> bool:
+    """Tell whether an error is SQLite's about a full disk or a locked file: the same work can succeed later."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, sqlite3.OperationalError) and code is not None and code & 0xFF in PASSING
+
+
 class Store:
     """The file. Use as a context manager, or call `close`.
 
@@ -108,7 +120,8 @@ class Store:
         migrations: the agent's own SQL scripts in order; each is applied once.
 
     Raises:
-        LabError: CONFLICT if another process has the file, INTERNAL if it is damaged or from a newer version.
+        LabError: CONFLICT if another process has the file, INTERNAL if it is damaged or from a newer version; BUSY (to be
+            tried later) if it is locked or the disk is full.
     """
 
     def __init__(
@@ -130,15 +143,22 @@ class Store:
         self.connection.row_factory = sqlite3.Row
         try:
             self._open(synchronous, migrations)
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            if not passing(error):
+                raise
+            raise LabError(
+                Code.BUSY, f"{path} cannot be opened now: {error}.",
+                advice="Free some space on its disk, or end the program that has locked the file.", retry=Retry.LATER,
+            ) from error  # fmt: skip
 
     def _open(self, synchronous: str, migrations: Sequence[str]) -> None:
         try:
             self.connection.execute("PRAGMA journal_mode = WAL")
             verdict = self.connection.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.DatabaseError as error:
+            if passing(error):
+                raise
             verdict = str(error)
         if verdict != "ok":
             raise LabError(
@@ -148,6 +168,8 @@ class Store:
             )
         self.connection.execute(f"PRAGMA synchronous = {synchronous}")
         self.connection.execute("PRAGMA foreign_keys = ON")
+        if not self.identity:
+            self.connection.execute(f"PRAGMA user_version = {secrets.randbelow(2**31 - 1) + 1}")
         self.connection.execute("CREATE TABLE IF NOT EXISTS versions (component TEXT PRIMARY KEY, version INTEGER)")
         self._migrate("bus", SCHEMA)
         self._migrate("agent", migrations)
@@ -167,6 +189,11 @@ class Store:
                 f"INSERT INTO versions VALUES ('{component}', {number})"
                 f" ON CONFLICT (component) DO UPDATE SET version = {number}; COMMIT;"
             )
+
+    @property
+    def identity(self) -> int:
+        """A random number above 0 that the file got when it was made, and keeps."""
+        return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def writable(self) -> bool:
         """Tell whether a transaction could begin now, without waiting. Must not be called inside one."""
@@ -193,14 +220,15 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """BEGIN IMMEDIATE … COMMIT; an exception rolls back."""
+        """BEGIN IMMEDIATE … COMMIT; an exception rolls back, also one of the commit itself."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield self.connection
+            self.connection.execute("COMMIT")
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:  # a full disk may have made SQLite roll back by itself
+                self.connection.execute("ROLLBACK")
             raise
-        self.connection.execute("COMMIT")
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -209,8 +237,9 @@ class Store:
         try:
             yield
         except BaseException:
-            self.connection.execute("ROLLBACK TO part")
-            self.connection.execute("RELEASE part")
+            if self.connection.in_transaction:  # else SQLite has rolled back everything, this part with it
+                self.connection.execute("ROLLBACK TO part")
+                self.connection.execute("RELEASE part")
             raise
         self.connection.execute("RELEASE part")
 
@@ -382,6 +411,12 @@ class Store:
     def cancel_timer(self, name: str, key: str) -> None:
         """Delete a timer."""
         self.connection.execute("DELETE FROM timers WHERE name = ? AND key = ?", (name, key))
+
+    def shift(self, seconds: float) -> None:
+        """Move everything that waits for a time by so many seconds (the wall clock was set)."""
+        self.connection.execute("UPDATE timers SET due = due + ?", (seconds,))
+        self.connection.execute("UPDATE outbox SET next_at = next_at + ?, deadline = deadline + ?", (seconds, seconds))
+        self.connection.execute("UPDATE inbox SET next_at = next_at + ? WHERE state = 'pending'", (seconds,))
 
     def due_timers(self, now: datetime) -> list[sqlite3.Row]:
         """Return timers whose time has come."""

@@ -181,6 +181,7 @@ class Report(Strict):
     artefacts: list[Artefact] = Field(default_factory=list)
     gates: dict[str, Gate] = Field(default_factory=dict)
     results: dict[str, Any] = Field(default_factory=dict, description="measured numbers for the result table")
+    again: bool = Field(default=False, description="the stage was finished before; told in case that the word got lost")
     reason: str = ""
     retry: Literal["never", "later", "other-worker"] = "never"
 

@@ -36,6 +36,7 @@ class Presence(Strict):
     agent: str
     role: str
     online: bool
+    instance: str | None = Field(default=None, description="names the agent's store, which one process has at a time")
     at: datetime | None = Field(default=None, description="None in a last will: nobody was there to read the clock")
 
 

@@ -219,6 +219,8 @@ def reported(decision: Decision, report: Report) -> None:
         case "stage_started":
             assert report.stage is not None
             decision.fact("stage_started", stage=report.stage.value, attempt=record.attempt)
+        case "stage_done" if report.again and report.stage in record.stages_done:
+            pass  # a resumed job tells of the stages that it skips
         case "stage_done":
             assert report.stage is not None
             decision.fact(

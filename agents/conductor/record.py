@@ -42,6 +42,7 @@ class JobRecord(BaseModel):
     updated_at: datetime
     state: State = State.SUBMITTED
     stage: Stage | None = None
+    stages_done: list[Stage] = Field(default_factory=list)
     attempt: int = 0
     failures: int = 0
     avoid: list[str] = Field(default_factory=list)
@@ -76,11 +77,14 @@ class JobRecord(BaseModel):
 
 
 def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
-    """Return the record after a fact. A final state is never left."""
+    """Return the record after a fact. A final state is never left, and `updated_at` never goes back.
+
+    Whoever watches drops snapshots that are older than the last one; a clock set back must not make them blind.
+    """
     if record.final:
         return record
     data = fact.data
-    change: dict[str, Any] = {"updated_at": at}
+    change: dict[str, Any] = {"updated_at": max(at, record.updated_at)}
     match fact.type:
         case "routed":
             change |= {"state": State.ROUTED}
@@ -101,6 +105,7 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
                 change |= {"stage": stage, "state": STATE_OF_STAGE[stage]}
         case "stage_done":
             change |= {"results": {**record.results, **data.get("results", {})}}
+            change |= {"stages_done": [*record.stages_done, Stage(data["stage"])]}
         case "cancelling":
             change |= {"cancelling": True}
         case "fenced":

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 from agents.gguf_factory import machine
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from bus.lease import TTL
 from configs import Configs, load
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, ErrorBody, LabError, Retry
 from protocol.job import Empty, Plan, PlanRequest, Progress, Report, RunRequest, Stage, StopRequest
 from protocol.machine import Card, Device, LeaseGrant, LeaseRenewal
 
-RENEW = timedelta(seconds=8)
-"""How often a lease of 30 s is renewed: three renewals may be lost before it runs out."""
-UNHEARD = timedelta(seconds=90)
+RENEW = TTL * 4 / 15
+"""How often a lease of 30 s is renewed (8 s): three renewals may be lost before it runs out."""
+UNHEARD = 3 * TTL
 """Without a renewal for so long a job is checkpointed and given up: nobody may still be counting its cost."""
 
 PLANNERS = 2
@@ -165,8 +166,9 @@ class FactoryAgent(BaseAgent):
                 return
             if kind in ("stage_started", "stage_done"):
                 self.report(
-                    run, kind, tx, stage=line["stage"], seconds=line.get("seconds"), results=line.get("results")
-                )
+                    run, kind, tx, stage=line["stage"], seconds=line.get("seconds"), results=line.get("results"),
+                    again=line.get("again"),
+                )  # fmt: skip
             elif kind == "done":
                 self.report(run, "done", tx, artefacts=line["artefacts"], gates=line["gates"], results=line["results"])
                 self.forget(run.job, tx)
@@ -258,6 +260,9 @@ class FactoryAgent(BaseAgent):
         return DEFERRED
 
     # leases
+
+    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
+        tx.connection.execute("UPDATE runs SET renewed_at = renewed_at + ?", (seconds,))
 
     def renew(self, job: str, data: dict[str, Any], tx: Transaction) -> None:
         run = self.held(job, tx)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from agents.gguf_factory.job import MANIFEST, Job, StageResult, Stopped
 from protocol.job import Stage
@@ -40,8 +41,8 @@ def run(job: Job, report: Report, stages: tuple[tuple[Stage, StageRun], ...] = S
 
     Args:
         job: the job; its `progress` gets a note for each stage that is skipped.
-        report: takes {"kind": "stage_started", "stage"} and {"kind": "stage_done", "stage", "seconds", "results"},
-            for stages that run now only.
+        report: takes {"kind": "stage_started", "stage"} and {"kind": "stage_done", "stage", "seconds", "results"}; for a
+            stage that was finished before only the latter, with "again": a kill may have swallowed it.
         stages: the stages, for tests.
 
     Raises:
@@ -64,6 +65,10 @@ def run(job: Job, report: Report, stages: tuple[tuple[Stage, StageRun], ...] = S
             })  # fmt: skip
         else:
             job.progress(note=f"{stage.value} was finished before")
+            report({
+                "kind": "stage_done", "stage": stage.value, "seconds": manifest["seconds"],
+                "results": manifest["results"], "again": True,
+            })  # fmt: skip
         manifests[stage] = manifest
         previous = {**previous, stage.value: _output_digest(manifest)}
     return manifests
@@ -78,6 +83,10 @@ def finished(job: Job, stage: Stage, inputs: dict[str, str]) -> dict[str, Any] |
         for name, facts in manifest["files"].items():
             path = job.path(stage, name)
             if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+                return None
+        for facts in manifest["artefacts"]:
+            place = urlsplit(facts["uri"])
+            if place.scheme == "file" and sha256(Path(unquote(place.path))) != facts["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # no manifest, or one that is not whole: the stage is done anew

@@ -10,9 +10,11 @@ saves what it has and the process ends. It dies with the process that started it
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -31,6 +33,8 @@ from protocol.job import PlanRequest, RunRequest, Stage
 DONE, FAILED, STOPPED = 0, 1, 3
 NICENESS = 5  # the agents must stay able to renew leases while a job takes every core
 PROGRESS_S = 0.5  # twice a second is as often as a person's eye follows
+NO_SPACE_WORDS = os.strerror(errno.ENOSPC)  # also in safetensors' errors and the converter's last words
+FULL_BYTES = 1_000_000  # with less than this left, whatever failed failed for want of space
 LOCK_WAIT_S = 10.0  # a predecessor that was just killed may take a moment to let go of its memory and its lock
 
 
@@ -94,20 +98,31 @@ def work(folder: Path, out: TextIO) -> int:
         lines.write({"kind": "stopped", "stage": str(getattr(stage, "value", stage))})
         return STOPPED
     except LabError as error:
-        print(f"{lines.stage}: {error}", file=sys.stderr)
-        return _failed(lines, error)
+        with contextlib.suppress(OSError):  # the log's disk may be full, and the conductor must hear of it
+            print(f"{lines.stage}: {error}", file=sys.stderr)
+        return _failed(lines, _of_space(folder, error))
     except MemoryError:
         advice = "Choose a smaller base, lower parameters.sequence_length, or a larger machine."
         problem = f"The machine ran out of memory in the stage {lines.stage}."
         return _failed(lines, LabError(Code.NO_CAPACITY, problem, advice=advice, retry=Retry.OTHER_WORKER))
     except Exception as error:  # noqa: BLE001 - the process's last word: whatever went wrong must reach the conductor
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         where = f"see {folder / 'log.txt'}"
         problem = f"The stage {lines.stage} failed: {type(error).__name__}: {error}; {where}."
-        if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-            return _failed(lines, LabError(Code.NO_SPACE, problem, advice="Free some space.", retry=Retry.LATER))
-        return _failed(lines, LabError(Code.INTERNAL, problem, retry=Retry.LATER))
+        return _failed(lines, _of_space(folder, LabError(Code.INTERNAL, problem, retry=Retry.LATER)))
     return DONE
+
+
+def _of_space(folder: Path, error: LabError) -> LabError:
+    """Return NO_SPACE in place of an error that a full disk has caused: each library tells of that in its own words."""
+    free = shutil.disk_usage(folder).free
+    if error.code in (Code.INTERNAL, Code.TOOLCHAIN) and (free < FULL_BYTES or NO_SPACE_WORDS in error.message):
+        return LabError(
+            Code.NO_SPACE, f"{error.message} {free / 1e6:.1f} MB are free on the disk of {folder}.",
+            advice="Free some space; the job goes on from its last finished stage.", retry=Retry.LATER,
+        )  # fmt: skip
+    return error
 
 
 def _failed(lines: Lines, error: LabError) -> int:

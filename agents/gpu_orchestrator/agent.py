@@ -30,6 +30,9 @@ from protocol.machine import (
 )  # fmt: skip
 
 PROVIDER = "local"
+LATE = timedelta(seconds=5)
+"""A lease found so long past its end was not watched: this agent was stopped, or its file locked. Its loop is late by
+milliseconds otherwise."""
 QUOTE_WAIT = timedelta(seconds=10)
 """How long a quote waits for the first factory: one that is being restarted is back in about 5 s."""
 
@@ -170,8 +173,9 @@ class GpuOrchestratorAgent(BaseAgent):
         if not self._grace_given:
             self._grace(tx)
             return
-        if self._session is None:  # off the bus nobody could renew; what is late is not therefore dead
-            self._extend(tx)
+        over = leases.expired(tx.now)
+        if self._session is None or (over and tx.now - over[0].expires_at > LATE):
+            self._extend(tx)  # off the bus, or stopped, nobody could renew; what is late is not therefore dead
             return
         for lease in leases.take_expired(tx.now):
             self.log.warning("lease lost", job=lease.job, machine=lease.machine, fence=lease.fence)
@@ -193,6 +197,9 @@ class GpuOrchestratorAgent(BaseAgent):
             self._grace_given = True
 
         tx.after_commit(given)
+
+    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
+        self._leases(tx).shift(seconds)
 
     def _extend(self, tx: Transaction) -> None:
         for lease in self._leases(tx).grace(tx.now):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from bus import DEFERRED, Answer, BaseAgent, Client, Deferred, Transaction, Wiring
+from bus.session import Incoming
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, TrainRequest
@@ -76,6 +79,15 @@ async def running(agent: BaseAgent) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         agent._stop.set()
         await task
+
+
+def agent_call(identity: str) -> Incoming:
+    """Return a call as it comes from the bus."""
+    return Incoming(
+        topic=Topics().of("call", role="router", method="train.submit"), properties=(), response_topic=None,
+        payload=json.dumps({"id": identity, "domain": "d", "dataset": "x"}).encode(), correlation=None, retain=False,
+        duplicate=False, qos=1, mid=1,
+    )  # fmt: skip
 
 
 def wiring(broker: PlainBroker, tmp_path: Path, name: str) -> Wiring:
@@ -213,6 +225,94 @@ async def test_a_deferred_call_is_answered_later_and_only_once(broker: PlainBrok
             tx.reply("later", JobList(jobs=[]))
         with pytest.raises(LabError, match="too dear"):
             await asking
+
+
+async def test_a_deadline_that_the_broker_counts_holds_on_a_machine_with_another_clock(
+    broker: PlainBroker, tmp_path: Path
+) -> None:
+    ahead = timedelta(hours=1)
+    agent = Counter(Wiring("router-1", tmp_path / "home", broker.address, now=lambda: datetime.now(UTC) + ahead))
+    asker = Asker(wiring(broker, tmp_path, "conductor-1"))
+    async with running(agent), running(asker):
+        with asker.transaction() as tx:
+            tx.call("train.submit", TrainRequest(domain="d", dataset="x"), id="job", deadline=tx.now + timedelta(seconds=30))
+        answer = await asyncio.wait_for(asker.answers.get(), 20)
+        assert answer.error is None and agent.effects() == ["job"]
+
+
+async def test_a_call_taken_in_after_its_deadline_is_answered_and_not_executed(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    topic, late = Topics().of("call", role="router", method="train.submit"), datetime.now(UTC) - timedelta(seconds=1)
+    async with running(agent), Client(broker.address) as client, client.subscription("dead", role="router") as letters:
+        body = {"id": "late", "domain": "d", "dataset": "x", "_meta": {"deadline": late.isoformat()}}
+        await client._publish(topic, json.dumps(body).encode())
+        _, payload = await anext(letters)
+        assert "has passed" in json.loads(payload)["reason"] and agent.effects() == []
+
+
+def test_what_waits_follows_a_clock_that_is_set(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    fired: list[str] = []
+    agent.timer_handlers["tick"] = lambda key, data, tx: fired.append(key)
+    with agent.transaction() as tx:
+        tx.timer("tick", "soon", tx.now + timedelta(seconds=3600.01))  # as it stands after the clock was set back
+        tx.call("train.submit", TrainRequest(domain="d", dataset="x"), id="call", deadline=tx.now + timedelta(hours=1))
+    agent.follow_clock(-3601)
+    agent.fire_due()
+    row = agent.store.outgoing("call")
+    assert fired == ["soon"] and row is not None and row["deadline"] < agent.now().timestamp()
+    agent.store.close()
+
+
+async def test_a_clock_set_back_is_noticed_and_its_timers_still_fire(broker: PlainBroker, tmp_path: Path) -> None:
+    step = timedelta(0)
+    agent = Counter(Wiring("router-1", tmp_path / "home", broker.address, now=lambda: datetime.now(UTC) + step))
+    fired = asyncio.Event()
+    agent.timer_handlers["tick"] = lambda key, data, tx: fired.set()
+    async with running(agent):
+        with agent.transaction() as tx:
+            tx.timer("tick", "soon", tx.now + timedelta(seconds=0.3))
+        await asyncio.sleep(0)  # the clock waits for the timer now
+        step = timedelta(hours=-1)
+        await asyncio.wait_for(fired.wait(), 20)
+
+
+async def test_the_displaced_of_two_processes_with_one_name_ends_and_says_why(broker: PlainBroker, tmp_path: Path) -> None:
+    first = Counter(Wiring("router-1", tmp_path / "one", broker.address))
+    second = Counter(Wiring("router-1", tmp_path / "two", broker.address))
+    ended = asyncio.create_task(first.run())
+    async with Client(broker.address) as client, client.subscription("presence", role="+", agent="+") as seen:
+        await anext(seen)
+        async with running(second):
+            with pytest.raises(LabError, match=r"connected to .* as (lab-)?router-1") as caught:
+                await asyncio.wait_for(ended, 20)
+            assert caught.value.code is Code.CONFLICT and "another --agent" in caught.value.advice
+            await client.call("train.submit", TrainRequest(domain="d", dataset="x"), id="job")
+            assert second.effects() == ["job"], "the newcomer has the session and keeps it"
+
+
+async def test_a_full_disk_delays_a_call_and_does_not_bury_it(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    full = True
+
+    def submit(message: MCPMessage, tx: Transaction) -> Submitted:
+        if full:
+            tx.connection.execute("PRAGMA max_page_count = 1")  # SQLite makes it the present size: nothing more fits
+            tx.connection.execute("INSERT INTO effects VALUES (zeroblob(1000000), 1)")
+        tx.connection.execute("INSERT INTO effects VALUES (?, 1)", (message.id,))
+        return Submitted(job=message.id, state="routed", domain="d", tier="starter", base="b")  # type: ignore[arg-type]
+
+    agent.message_handlers["train.submit"] = submit
+    incoming = agent_call("job")
+    for _ in range(7):
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            agent.take_in([incoming])
+    assert agent.store.find_call("job") is None, "not taken in, so not acknowledged, so sent again"
+    full = False
+    agent.store.connection.execute("PRAGMA max_page_count = 1000000")
+    agent.take_in([incoming])
+    assert agent.effects() == ["job"]
+    agent.store.close()
 
 
 async def test_presence_tells_online_and_offline(broker: PlainBroker, tmp_path: Path) -> None:

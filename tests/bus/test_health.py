@@ -15,7 +15,7 @@ import pytest
 from bus import BaseAgent, Wiring
 from bus.health import STALE, SignOfLife
 from bus.process import utc_now
-from bus.store import Store
+from bus.store import BUSY_SECONDS, Store
 from tests.bus.test_agent import Asker, running
 from tests.conftest import PlainBroker
 
@@ -86,7 +86,7 @@ async def test_an_agent_whose_store_is_locked_shows_no_life_and_is_not_held_up(a
 def test_a_store_waits_for_locks_again_after_it_was_looked_at(tmp_path: Path) -> None:
     with Store(tmp_path / "a.db") as store:
         assert store.writable()
-        assert store.connection.execute("PRAGMA busy_timeout").fetchone()[0] == 10_000
+        assert store.connection.execute("PRAGMA busy_timeout").fetchone()[0] == BUSY_SECONDS * 1000
 
 
 def test_the_sign_of_a_killed_process_is_gone_when_the_next_one_starts(broker: PlainBroker, tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_a_job_that_goes_well():
     assert len(job.admitted) == 1
 
 
+def test_a_stage_that_a_resumed_job_tells_of_again_is_a_fact_only_where_the_first_word_got_lost():
+    job = running()
+    job.report(report(1, "stage_done", stage=Stage.DATA, seconds=1.0))
+    job.report(report(1, "stage_done", stage=Stage.DATA, seconds=1.0, again=True))
+    job.report(report(1, "stage_done", stage=Stage.TRAIN, seconds=1.0, again=True))
+    assert job.names()[6:] == ["stage_done", "stage_done"]
+    assert job.record.stages_done == [Stage.DATA, Stage.TRAIN]
+
+
 def test_each_call_carries_what_its_callee_needs():
     job = running()
     asked = {call.method: call for call in job.calls}

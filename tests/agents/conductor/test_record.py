@@ -44,6 +44,11 @@ def test_facts_of_admission():
     assert record.updated_at == NOON + timedelta(seconds=4)
 
 
+def test_a_snapshot_is_never_older_than_the_last_one():
+    set_back = evolve(after(("routed", {})), Fact(type="quoted", data={"offer": OFFER.model_dump()}), NOON - timedelta(hours=1))
+    assert set_back.updated_at == NOON + timedelta(seconds=1), "whoever watches drops what is older than the last"
+
+
 def test_facts_change_a_copy():
     after(PROVISIONING, leased(1), interrupted(avoid="m"))
     assert (RECORD.state, RECORD.attempt, RECORD.avoid) == (State.SUBMITTED, 0, [])
@@ -68,7 +73,10 @@ def test_the_next_attempt_begins_with_any_stage():
 
 
 def test_results_of_stages_add_up():
-    record = after(("stage_done", {"results": {"a": 1, "b": 1}}), ("stage_done", {"results": {"b": 2}}), ("stage_done", {}))
+    record = after(
+        ("stage_done", {"stage": "data", "results": {"a": 1, "b": 1}}), ("stage_done", {"stage": "train", "results": {"b": 2}}),
+        ("stage_done", {"stage": "merge"}),
+    )  # fmt: skip
     assert record.results == {"a": 1, "b": 2}
 
 
@@ -91,7 +99,7 @@ def test_a_clock_that_was_set_back_costs_nothing():
 
 
 def test_the_end_keeps_what_was_known_where_it_says_nothing_new():
-    record = after(PROVISIONING, leased(1), ("stage_done", {"results": {"loss": 1}}), ("cancelling", {}))
+    record = after(PROVISIONING, leased(1), ("stage_done", {"stage": "train", "results": {"loss": 1}}), ("cancelling", {}))
     assert record.cancelling
     record = after(("cancelled", {"reason": "by the user"}), start=record)
     assert (record.state, record.cancelling, record.results, record.reason) == (

@@ -10,7 +10,7 @@ import pytest
 
 from agents.gguf_factory import pipeline
 from agents.gguf_factory.job import Job, StageResult, Stopped
-from protocol.job import Stage
+from protocol.job import Artefact, Stage
 from tests.agents.gguf_factory.bases import make_base
 from tests.agents.gguf_factory.runs import make_job
 
@@ -61,11 +61,29 @@ def test_all_stages_run_in_order_and_report(job: Job) -> None:
     assert job.read_manifest("merge")["files"]["out.txt"]["bytes"] == 5
 
 
-def test_finished_stages_are_skipped_without_a_report(job: Job) -> None:
+def test_finished_stages_are_skipped_and_their_end_told_again(job: Job) -> None:
     recorder = Recorder()
     first = recorder.go(job)
+    ends = [line for line in recorder.reports if line["kind"] == "stage_done"]
     assert recorder.go(job) == first
-    assert recorder.ran == [] and recorder.reports == []
+    assert recorder.ran == [] and recorder.reports == [{**line, "again": True} for line in ends]
+
+
+def test_a_stage_whose_artefact_was_removed_is_done_again(job: Job, tmp_path: Path) -> None:
+    stored = tmp_path / "a model.gguf"
+
+    def publish(job: Job) -> StageResult:
+        stored.write_bytes(b"GGUF")
+        item = Artefact(kind="gguf", uri=stored.as_uri(), sha256=pipeline.sha256(stored), bytes=4)
+        return StageResult(artefacts=[item])
+
+    stages = ((Stage.PUBLISH, publish),)
+    pipeline.run(job, lambda line: None, stages)
+    for change in (stored.unlink, lambda: stored.write_bytes(b"GGML")):
+        change()
+        told: list[dict[str, Any]] = []
+        pipeline.run(job, told.append, stages)
+        assert [line["kind"] for line in told] == ["stage_started", "stage_done"] and stored.read_bytes() == b"GGUF"
 
 
 def test_a_damaged_file_is_made_again_and_later_stages_only_if_it_comes_out_different(job: Job) -> None:

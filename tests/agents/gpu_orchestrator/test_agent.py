@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import configs
-from agents.gpu_orchestrator.agent import QUOTE_WAIT, GpuOrchestratorAgent
+from agents.gpu_orchestrator.agent import LATE, QUOTE_WAIT, GpuOrchestratorAgent
 from bus import BrokerAddress, Wiring
 from bus.lease import TTL
 from configs import Settings
@@ -172,6 +172,29 @@ async def test_a_renewed_lease_lives_and_an_unrenewed_one_is_lost_and_told_once(
     assert again is None
     await rig.ask("rb", "lease.release", job="b", lease=None)
     assert rig.reply("again")["result"]["fence"] == 2
+
+
+async def test_a_lease_that_nobody_watched_is_not_lost_but_lives_for_another_ttl(rig):
+    rig.factory()
+    await rig.lease("a")
+    await rig.agent.started()
+    rig.pass_time(TTL + LATE + timedelta(seconds=1))  # this agent was held, or its file locked: no renewal could come in
+    assert rig.calls() == []
+    rig.pass_time(TTL)
+    assert len(rig.calls()) == 1, "nobody has renewed it since"
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+async def test_a_clock_that_is_set_neither_loses_a_lease_nor_keeps_a_dead_one(rig, step):
+    rig.factory()
+    await rig.lease("a")
+    await rig.agent.started()
+    rig.time += timedelta(seconds=step)
+    rig.agent.follow_clock(step)
+    rig.pass_time(TTL - timedelta(seconds=1))
+    assert rig.calls() == []
+    rig.pass_time(timedelta(seconds=1))
+    assert len(rig.calls()) == 1
 
 
 async def test_after_a_restart_every_lease_gets_one_ttl(rig):
