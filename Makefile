@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
-PACKAGES := protocol bus agents configs meetara starter
+PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

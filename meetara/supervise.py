@@ -1,4 +1,4 @@
-"""`meetara up`: a broker and five kinds of agents, started in order, kept alive, and ended in order."""
+"""`meetara up`: a broker and one process for each kind of agent, started in order, kept alive, and ended in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record
 from protocol import Code, LabError
 
-ROLES = ("cost_monitor", "gpu_orchestrator", "conductor", "router", "gguf_factory")
+ROLES = ("cost_monitor", "gpu_orchestrator", "conductor", "router", "gguf_factory", "emotion")
 """The order of starting: whoever is asked comes before whoever asks."""
 READY_SECONDS = 120.0
 """Agents are present after 2-5 s; a factory that loads torch from a cold disk on a busy machine needs up to a minute."""

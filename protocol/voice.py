@@ -76,6 +76,9 @@ class EmotionReading(Strict):
     emotion_intensity: float = Field(ge=0, le=1, description="how strong; above 0.6 the voice follows the emotion")
     emotional_category: Literal["positive", "negative", "neutral", "complex"]
     secondary_emotions: list[EmotionShare]
+    nuance: Literal["confusion"] | None = Field(
+        default=None, description="a feeling within the primary one that has a voice of its own: confusion within surprise"
+    )
     domain_context: Context
     professional_analysis: Analysis
     processing_time_ms: float

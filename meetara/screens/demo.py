@@ -14,7 +14,7 @@ from meetara.door import INTERRUPTED, tell
 from meetara.lab import Lab
 from meetara.screens import live, result
 from meetara.screens.train import show_end
-from meetara.supervise import supervised
+from meetara.supervise import ROLES, supervised
 from protocol import Code, LabError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -40,7 +40,7 @@ async def demo(home: Path | None, *, as_json: bool, console: Console) -> int:
         loop.add_signal_handler(number, task.cancel)  # Ctrl-C does this by itself
     try:
         if not as_json:
-            console.print(f"home {settings.home}\nstarting a broker and five agents …", markup=False)
+            console.print(f"home {settings.home}\nstarting a broker and {len(ROLES)} agents …", markup=False)
         async with supervised(settings, port=0, tell=tell) as up:
             if not as_json:
                 console.print(f"broker {up.address}\nready", markup=False)
