@@ -178,6 +178,31 @@ def chat(
 
 
 @app.command()
+def say(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to say; - reads it from stdin.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a WAV file instead of playing.", show_default=False)
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="The voice, e.g. meditative; default: chosen.", show_default=False)
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="The domain; default: found by the text.", show_default=False)
+    ] = None,
+    emotion: Annotated[
+        str | None, typer.Option("--emotion", help="The feeling; default: found by the text.", show_default=False)
+    ] = None,
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say a text in the voice that fits its domain and feeling; plays it, or writes a WAV file."""
+    from meetara.screens import say as screen
+
+    saying = screen.Saying(text, domain, profile, emotion)
+    where = _where(home, host, port, lab)
+    raise typer.Exit(run(screen.say(where, saying, out=out, as_json=as_json, console=console())))
+
+
+@app.command()
 def doctor(
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:

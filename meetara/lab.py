@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +19,20 @@ from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainR
 from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobQuery, Submitted
 from protocol.machine import Card, Presence
 from protocol.money import BudgetReport
+from protocol.voice import (
+    MAX_AUDIO_PART,
+    AudioPart,
+    AudioQuery,
+    EmotionQuery,
+    EmotionReading,
+    Speech,
+    SpeechRequest,
+    TextQuery,
+    TextRoute,
+    VoiceList,
+)
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 SUBMIT_SECONDS = 180.0
 """A request is answered when it is planned and reserved; planning reads and tokenises the whole data set."""
@@ -26,6 +42,9 @@ GATE_SECONDS = 20.0
 """While the broker restarts it refuses users for some seconds, until the agents are back."""
 QUIET_SECONDS = 0.3
 """Retained messages follow a subscription at once; so long a silence means that all have come."""
+
+READ_AHEAD = 8
+"""Parts of an audio file that are asked for at once, 1.4 MB: one after another each would wait a round trip."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +218,7 @@ class Lab:
             "tier": tier, "base": None if base is None else base_name(base), "priority": priority,
             "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},
         }  # fmt: skip
-        try:
-            request = TrainRequest.model_validate(fields)
-        except ValidationError as error:
-            raise LabError.from_validation(error, "the request is wrong") from error
+        request = checked(TrainRequest, fields)
         submitted: Submitted = await self.client.call(
             "train.submit", request, id=id or uuid7(), timeout=timeout, priority=priority
         )
@@ -231,6 +247,79 @@ class Lab:
         """Return the state of the ledger."""
         report: BudgetReport = await self.client.call("budget.report", Empty())
         return report
+
+    async def route(self, text: str, *, timeout: float | None = None) -> TextRoute:
+        """Ask which domain a text belongs to; nothing is started.
+
+        Raises:
+            LabError: the text is empty or too long, or the router does not answer.
+        """
+        found: TextRoute = await self.client.call("route.text", checked(TextQuery, {"text": text}), timeout=timeout)
+        return found
+
+    async def emotion(self, text: str, *, domain: str | None = None, timeout: float | None = None) -> EmotionReading:
+        """Ask what feeling a text carries, in the context of a domain.
+
+        Raises:
+            LabError: the text is empty or too long, the domain is unknown, or the emotion agent does not answer.
+        """
+        query = checked(EmotionQuery, {"text": text, "domain": domain})
+        found: EmotionReading = await self.client.call("emotion.analyse", query, timeout=timeout)
+        return found
+
+    async def voices(self) -> VoiceList:
+        """Return the voices of the lab and which domains use them."""
+        found: VoiceList = await self.client.call("speech.voices", Empty())
+        return found
+
+    async def say(
+        self,
+        text: str,
+        *,
+        domain: str | None = None,
+        profile: str | None = None,
+        emotion: str | None = None,
+        intensity: float | None = None,
+        timeout: float | None = None,
+    ) -> tuple[bytes, Speech]:
+        """Have a text spoken; the fields are those of `protocol.voice.SpeechRequest`.
+
+        Returns:
+            The WAV file's bytes (16-bit mono), compared with their sha256, and what is known about them.
+
+        Raises:
+            LabError: what is wrong with the request, or why there is no audio.
+        """
+        fields = {"text": text, "domain": domain, "profile": profile, "emotion": emotion, "intensity": intensity}
+        request = checked(SpeechRequest, fields)
+        speech: Speech = await self.client.call("speech.synthesise", request, timeout=timeout)
+        audio = bytearray()
+        places = range(0, speech.bytes, MAX_AUDIO_PART)
+        for first in range(0, len(places), READ_AHEAD):
+            parts: list[AudioPart] = await asyncio.gather(*(
+                self.client.call("speech.read", AudioQuery(sha256=speech.sha256, offset=place), to=speech.agent)
+                for place in places[first : first + READ_AHEAD]
+            ))  # fmt: skip
+            for part in parts:
+                audio += base64.b64decode(part.base64)
+        if hashlib.sha256(audio).hexdigest() != speech.sha256:
+            raise LabError(
+                Code.BAD_DATA, f"the audio that {speech.agent} sent is not what it announced ({speech.sha256[:12]}…).",
+                advice="Say it again; if it stays so, the file on its disk is damaged: remove it.", uri=speech.uri,
+            )  # fmt: skip
+        return bytes(audio), speech
+
+    async def online(self, *roles: str) -> set[str]:
+        """Return which of these roles have an agent online; quick where all of them have one."""
+        found: set[str] = set()
+        async with self.client.subscription("presence", role="+", agent="+") as messages:
+            with suppress(TimeoutError):
+                while not found.issuperset(roles):
+                    _, payload = await asyncio.wait_for(anext(messages), QUIET_SECONDS)
+                    presence = _parsed(Presence, payload)
+                    if isinstance(presence, Presence) and presence.online:
+                        found.add(presence.role)
+        return found.intersection(roles)
 
     async def agents(self) -> list[Agent]:
         """Return all agents that have announced themselves, by id."""
@@ -292,6 +381,18 @@ class Lab:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def checked(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
+    """Return a request made of these fields.
+
+    Raises:
+        LabError: INVALID_PARAMS, naming the field.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise LabError.from_validation(error, "the request is wrong") from error
 
 
 def check(final: JobSnapshot) -> JobSnapshot:

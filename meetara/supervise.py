@@ -20,7 +20,7 @@ from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record
 from protocol import Code, LabError
 
-ROLES = ("cost_monitor", "gpu_orchestrator", "conductor", "router", "gguf_factory", "emotion")
+ROLES = ("cost_monitor", "gpu_orchestrator", "conductor", "router", "gguf_factory", "emotion", "tts")
 """The order of starting: whoever is asked comes before whoever asks."""
 READY_SECONDS = 120.0
 """Agents are present after 2-5 s; a factory that loads torch from a cold disk on a busy machine needs up to a minute."""

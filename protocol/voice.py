@@ -120,7 +120,7 @@ class AudioQuery(Strict):
 
 
 class AudioPart(Strict):
-    """At most MAX_AUDIO_PART bytes from `offset` on; the last part ends at `total`."""
+    """MAX_AUDIO_PART bytes from `offset` on, or what is left; the last part ends at `total`."""
 
     base64: str
     offset: int

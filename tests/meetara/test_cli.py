@@ -37,7 +37,7 @@ def error_of(outcome) -> dict:
 
 
 @pytest.mark.parametrize(
-    "command", [["jobs"], ["watch"], ["job", "x"], ["cancel", "x"], ["budget"], ["agents"],
+    "command", [["jobs"], ["watch"], ["job", "x"], ["cancel", "x"], ["budget"], ["agents"], ["say", "hello"],
                 ["train", "--domain", "sleep", "--data", "x.jsonl"]],
 )  # fmt: skip
 def test_without_a_lab_every_command_says_so_and_exits_with_3(call, tmp_path, command):
