@@ -3,10 +3,10 @@
 `bus.agent` is what agents are built on, `bus.client` what passing clients use.
 """
 
+from bus.address import BrokerAddress
 from bus.agent import BaseAgent
 from bus.client import Client
 from bus.process import Wiring
-from bus.session import BrokerAddress
 from bus.store import Store
 from bus.transaction import DEFERRED, Answer, Deferred, Transaction
 

@@ -80,7 +80,8 @@ class BaseAgent:
         self._life.end()  # the last process's, killed a moment ago
         self._inbox = Inbox(self.role, self.message_handlers, self.refused)
         self._outbox = Outbox(self.role, self.reply_handlers)
-        self._sender = Sender(self.agent, self.topics, self.store, self._outbox, self.transaction, self.now)
+        self.client = wiring.broker.client(self.agent)
+        self._sender = Sender(self.client, self.topics, self.store, self._outbox, self.transaction, self.now)
         self._watchers: list[tuple[str, Watcher]] = []
         self._send = asyncio.Event()
         self._wake = asyncio.Event()
@@ -243,7 +244,7 @@ class BaseAgent:
                 if self._announced:
                     await refuse_displacement(self.wiring, self.instance, presence)
                 async with Session.connect(
-                    self.wiring.broker, f"{self.wiring.lab}-{self.agent}", durable=True, will=Will(presence, offline)
+                    self.wiring.broker, f"{self.wiring.lab}-{self.client}", durable=True, will=Will(presence, offline)
                 ) as session:
                     await self._subscribe(session)
                     self._session = session
@@ -273,7 +274,7 @@ class BaseAgent:
                 self._session = None
 
     async def _subscribe(self, session: Session) -> None:
-        await session.subscribe(self.topics.of("reply", client=self.agent))
+        await session.subscribe(self.topics.of("reply", client=self.client))
         await session.subscribe(self.topics.of("direct", role=self.role, agent=self.agent, method="+"))
         for topic_filter, _ in self._watchers:
             await session.subscribe(topic_filter)

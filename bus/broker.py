@@ -2,17 +2,16 @@
 
 The gate: users (who log in as nobody) are let in only when the agents' subscriptions exist, else a user's first
 message could be acknowledged and go nowhere. It closes at every start of the broker, because Mosquitto 2.0 forgets
-shared subscriptions when it restarts (docs/decisions/0003-user-gate.md).
+shared subscriptions when it restarts (docs/decisions/0003-user-gate.md). Who may say and hear what is in
+`protocol.access`; everybody has a login of his own, users share the rights of one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -21,7 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -29,14 +28,20 @@ import aiomqtt
 import psutil
 from pydantic import ValidationError
 
-from bus.session import MAX_PACKET, RECEIVE_MAXIMUM, SESSION_EXPIRY, BrokerAddress, Session
+from bus import users
+from bus.acl import Secret, dynamic_security, find_plugin
+from bus.address import BrokerAddress
+from bus.files import read_json, write_private
+from bus.session import MAX_PACKET, RECEIVE_MAXIMUM, SESSION_EXPIRY, Session
 from protocol import Code, LabError, Retry, Topics, uuid7
+from protocol.access import Login
 from protocol.machine import Presence
+from protocol.topics import OPERATOR, USER
 
 HOST = "127.0.0.1"
 """The private broker has no TLS, so it listens on loopback only."""
-OPERATOR = "operator"
-"""The login of the supervisor itself."""
+PASSWORDS = "passwords.json"
+"""The passwords of the operator and the agents, for whoever starts them."""
 START_SECONDS = 15.0
 """Mosquitto listens within 0.1 s; a machine under full load was seen to need 3 s."""
 STOP_SECONDS = 5.0
@@ -130,15 +135,6 @@ def die_with_parent(sign: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(1, sign)  # PR_SET_PDEATHSIG
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace a file that only its owner may read, in one step."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
-
-
 def open_log(path: Path) -> int:
     """Open a log for appending; one that is too long is set aside first. Returns a descriptor to be closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,21 +149,25 @@ class Broker:
     Args:
         home: MEETARA_HOME; everything is written to `broker/` and `logs/` in it.
         port: where to listen on loopback; 0 for any free port.
-        roles: each gets the login `agent-<role>` with a password of its own.
+        agents: each agent's id, which is its login, and its role.
         program: the Mosquitto to run.
+        lab: the lab whose topics exist on this broker.
     """
 
-    def __init__(self, home: Path, port: int, *, roles: Sequence[str], program: Path) -> None:
+    def __init__(
+        self, home: Path, port: int, *, agents: Mapping[str, str], program: Path, lab: str = "lab"
+    ) -> None:
         self.folder = home / "broker"
         self.log = home / "logs" / "broker.log"
         self.port = port or free_port()
-        self.roles = tuple(roles)
+        self.agents = dict(agents)
         self.program = program
+        self.lab = lab
         self.process: asyncio.subprocess.Process | None = None
         self._passwords: dict[str, str] = {}
 
     def address(self, login: str | None = None) -> BrokerAddress:
-        """Return where the broker is, with the credentials of `agent-<role>`, of OPERATOR, or (None) of nobody."""
+        """Return where the broker is, with the credentials of an agent, of OPERATOR, or (None) of nobody."""
         if login is None:
             return BrokerAddress(HOST, self.port)
         return BrokerAddress(HOST, self.port, login, self._passwords[login])
@@ -180,7 +180,8 @@ class Broker:
             *(["user root"] if os.geteuid() == 0 else []),
             f"listener {self.port} {HOST}",
             f"allow_anonymous {str(users).lower()}",
-            f"password_file {self.folder / 'passwords'}",
+            f"plugin {find_plugin(self.program)}",
+            f"plugin_opt_config_file {self.folder / 'dynamic-security.json'}",
             "persistence true",
             f"persistence_location {self.folder}/",
             # The database is written after each change: with the stock half hour, kill -9 loses every queued message.
@@ -218,7 +219,7 @@ class Broker:
         check_port(self.port)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        self._write_passwords()
+        self._write_access()
         self._configure(users=False)
         log = open_log(self.log)
         try:
@@ -274,22 +275,20 @@ class Broker:
     def _configure(self, *, users: bool) -> None:
         write_private(self.folder / "mosquitto.conf", self.configuration(users=users))
 
-    def _write_passwords(self) -> None:
-        path = self.folder / "passwords.json"
-        try:
-            self._passwords = {str(k): str(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()}
-        except FileNotFoundError:
-            self._passwords = {}
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise LabError(
-                Code.CONFIGURATION, f"{path} is damaged: {error}.",
-                advice="Delete it; new passwords are made at the next start.", file=str(path),
-            ) from error  # fmt: skip
-        for login in [OPERATOR, *(f"agent-{role}" for role in self.roles)]:
+    def _write_access(self) -> None:
+        """Write down who is known and what each may do."""
+        self._passwords = read_json(self.folder / PASSWORDS)
+        for login in [OPERATOR, *self.agents]:
             self._passwords.setdefault(login, secrets.token_urlsafe(24))
-        write_private(path, json.dumps(self._passwords, indent=1) + "\n")
-        hashed = "".join(f"{login}:{_hash(password)}\n" for login, password in self._passwords.items())
-        write_private(self.folder / "passwords", hashed)
+        write_private(self.folder / PASSWORDS, json.dumps(self._passwords, indent=1) + "\n")
+        known = [Secret(Login(OPERATOR, OPERATOR, OPERATOR), self._passwords[OPERATOR])]
+        for agent, role in self.agents.items():
+            client = self.address(agent).client(agent)
+            known.append(Secret(Login(agent, role, client), self._passwords[agent], f"{self.lab}-{client}"))
+        for person, password in users.known(self.folder).items():
+            known.append(Secret(Login(person, USER, person), password))
+        rules = dynamic_security(known, Topics(self.lab), anonymous=True)
+        write_private(self.folder / "dynamic-security.json", rules)
 
     def _failure(self, what: str) -> LabError:
         tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
@@ -335,13 +334,3 @@ async def agents_present(
 
 def _leave_with_supervisor() -> None:
     die_with_parent(signal.SIGTERM)  # not SIGKILL: on SIGTERM Mosquitto still writes its database
-
-
-def _hash(password: str) -> str:
-    """Return a password as Mosquitto 2 stores it: PBKDF2-SHA512, 101 rounds, salt and key in base64.
-
-    Few rounds are enough: the passwords are 192 random bits, not words.
-    """
-    salt = secrets.token_bytes(12)
-    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
-    return f"$7$101${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"

@@ -15,7 +15,8 @@ from typing import Any
 import aiomqtt
 from pydantic import BaseModel
 
-from bus.session import BrokerAddress, Incoming, Session
+from bus.address import BrokerAddress
+from bus.session import Incoming, Refused, Session
 from bus.tasks import end, within
 from protocol.envelope import MAX_BYTES, MCPMessage, Reply
 from protocol.errors import Code, LabError, Retry
@@ -52,7 +53,7 @@ class Client:
         """Connect.
 
         Raises:
-            LabError: UNREACHABLE, or CONFIGURATION when the broker refuses this user.
+            LabError: UNREACHABLE; CONFIGURATION when the broker's certificate or rules refuse.
         """
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(first))
@@ -93,6 +94,11 @@ class Client:
                             retry=Retry.LATER,
                         )
                     )
+                    return
+                await asyncio.sleep(0.2)
+            except LabError as error:  # TLS or the access rules; once they were well, they may be mended
+                if not first.done():
+                    first.set_exception(error)
                     return
                 await asyncio.sleep(0.2)
             finally:
@@ -139,7 +145,8 @@ class Client:
             priority: 1 to 3.
 
         Raises:
-            LabError: the error reply; TOO_LARGE before sending; EXPIRED when no reply came in time.
+            LabError: the error reply; TOO_LARGE before sending; EXPIRED when no reply came in time; CONFIGURATION when
+                the broker's rules do not let this login call it.
         """
         description = METHODS[method]
         message = MCPMessage(
@@ -165,10 +172,14 @@ class Client:
         async def repeat() -> None:
             pause = REPEAT[0]
             while not future.done():
-                await self._publish(
-                    topic, body, properties=message.properties(), correlation=message.id.encode(),
-                    response_topic=self.topics.of("reply", client=self.name),
-                )  # fmt: skip
+                try:
+                    await self._publish(
+                        topic, body, properties=message.properties(), correlation=message.id.encode(),
+                        response_topic=self.topics.of("reply", client=self.name),
+                    )  # fmt: skip
+                except Refused as error:  # repeating does not help
+                    if not future.done():
+                        future.set_exception(error)
                 again = self._again
                 await within(again.wait(), pause)
                 pause = REPEAT[0] if again.is_set() else min(2 * pause, REPEAT[1])

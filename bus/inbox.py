@@ -17,10 +17,10 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from bus.dead import DeadLetter
 from bus.session import Incoming
 from bus.store import passing
 from bus.transaction import Deferred, Transaction
+from protocol.dead import DeadLetter
 from protocol.envelope import MCPMessage, Reply, decode_call
 from protocol.errors import Code, LabError, Retry
 from protocol.methods import METHODS

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import structlog
 
-from bus.dead import DeadLetter
 from bus.inbox import ATTEMPTS
 from bus.session import Incoming
 from bus.store import passing
 from bus.transaction import Answer, Transaction
+from protocol.dead import DeadLetter
 from protocol.envelope import MCPMessage, Reply
 from protocol.errors import Code, LabError
 from protocol.methods import METHODS
@@ -41,7 +41,7 @@ class Outbox:
         try:
             reply = Reply.parse(incoming.payload)
         except LabError as error:
-            tx.publish("dead", DeadLetter.of(incoming.topic, incoming.payload, str(error), 1, tx.now), role=self.role)
+            tx.publish("dead", DeadLetter.of("reply", incoming.payload, str(error), 1, tx.now), role=self.role)
             return
         row = tx.store.outgoing(reply.id)
         if row is not None:

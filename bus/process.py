@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from bus.address import BrokerAddress
 from bus.logs import configure
-from bus.session import BrokerAddress
 from protocol.errors import LabError, Retry
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def run(agent: type[BaseAgent], arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m agents.{agent.role}", description=agent.__doc__)
     environment = os.environ.get
     parser.add_argument("--home", type=Path, default=environment("MEETARA_HOME"), help="the lab's state")
-    parser.add_argument("--host", default=environment("MEETARA_BROKER", "127.0.0.1"), help="the broker's address")
-    parser.add_argument("--port", type=int, default=int(environment("MEETARA_PORT", "1883")))
+    parser.add_argument("--host", metavar="ADDRESS", help="the broker: HOST, HOST:PORT, mqtts://HOST:PORT")
+    parser.add_argument("--port", type=int, help="the broker's port, where the address names none")
     parser.add_argument("--lab", default=environment("MEETARA_LAB", "lab"))
     parser.add_argument("--agent", default=f"{agent.role}-1", help="this agent's id")
     options = parser.parse_args(arguments)
@@ -52,16 +52,13 @@ def run(agent: type[BaseAgent], arguments: list[str] | None = None) -> None:
         parser.error("give --home, or set MEETARA_HOME")
     form: Literal["json", "console"] = "console" if environment("MEETARA_LOG") == "console" else "json"
     configure(options.agent, form)
-    address = BrokerAddress(
-        options.host, options.port, environment("MEETARA_BROKER_USER"), environment("MEETARA_BROKER_PASSWORD")
-    )
-    wiring = Wiring(options.agent, Path(options.home).absolute(), address, options.lab)
+    home = Path(options.home).absolute()
 
-    async def serve() -> None:
-        await agent(wiring).run()
+    async def serve(address: BrokerAddress) -> None:
+        await agent(Wiring(options.agent, home, address, options.lab)).run()
 
     try:
-        asyncio.run(serve())
+        asyncio.run(serve(BrokerAddress.read(os.environ, broker=options.host, port=options.port)))
     except LabError as error:
         with contextlib.suppress(OSError):  # the log's disk may be what is full
             print(f"{options.agent}: {error}", file=sys.stderr, flush=True)

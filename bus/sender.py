@@ -14,7 +14,10 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import structlog
+
 from bus.outbox import Outbox
+from bus.session import Refused
 from bus.store import Store
 from bus.transaction import Transaction
 from protocol.envelope import MCPMessage
@@ -51,7 +54,7 @@ class Sender:
     """What one agent has to send.
 
     Args:
-        agent: the agent's id; replies to its calls come to its reply topic.
+        client: the agent's name as a client; replies to its calls come to the topic `reply/{client}`.
         topics: the lab's topics.
         store: where publications and calls wait.
         outbox: gets the calls whose deadline has passed.
@@ -60,7 +63,7 @@ class Sender:
     """
 
     def __init__(
-        self, agent: str, topics: Topics, store: Store, outbox: Outbox,
+        self, client: str, topics: Topics, store: Store, outbox: Outbox,
         transaction: Callable[[], AbstractContextManager[Transaction]], now: Callable[[], datetime],
     ) -> None:  # fmt: skip
         self.topics = topics
@@ -69,7 +72,9 @@ class Sender:
         self.transaction = transaction
         self.now = now
         self.replies: deque[tuple[str, bytes, bytes | None]] = deque()
-        self._reply_topic = topics.of("reply", client=agent)
+        self.log = structlog.get_logger()
+        self._reply_topic = topics.of("reply", client=client)
+        self._reply_area = topics.of("reply", client="")
 
     async def send_due(self, session: Publisher) -> bool:
         """Send what is due now; what a broken connection interrupts stays due.
@@ -97,7 +102,14 @@ class Sender:
     async def _send_replies(self, session: Publisher) -> None:
         while self.replies:
             topic, payload, correlation = self.replies[0]
-            await session.publish(topic, payload, correlation=correlation, expiry=REPLY_KEPT)
+            # The caller chooses the topic: it must not make this agent say something elsewhere, nor stop it.
+            if topic.startswith(self._reply_area):
+                try:
+                    await session.publish(topic, payload, correlation=correlation, expiry=REPLY_KEPT)
+                except Refused as error:
+                    self.log.warning("reply dropped", topic=topic, reason=str(error))
+            else:
+                self.log.warning("reply dropped", topic=topic, reason="not a reply topic of this lab")
             self.replies.popleft()
 
     async def _send_publications(self, session: Publisher) -> None:

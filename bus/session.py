@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import aiomqtt
 from paho.mqtt.client import Client as PahoClient
@@ -20,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from bus.address import BrokerAddress, tls_failure
 from protocol.errors import Code, LabError
 
 SESSION_EXPIRY = 7 * 86_400
@@ -35,19 +37,6 @@ TAKEN_OVER = 0x8E
 """MQTT 5's reason code "session taken over": another connection came with this one's client id."""
 MAX_PACKET = 1024 * 1024
 """Bytes; four times the limit of a message, so that a too large one is answered instead of cutting the connection."""
-
-
-@dataclass(frozen=True)
-class BrokerAddress:
-    """Where the broker is and who one is there."""
-
-    host: str = "127.0.0.1"
-    port: int = 1883
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +78,7 @@ class _ManualAckClient(aiomqtt.Client):
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self.redelivered: deque[bool] = deque()  # of the messages in the queue, in their order
         self.taken_over = False
+        self._refusals: dict[int, str] = {}
         self._client.manual_ack_set(True)
 
     def _on_message(self, client: PahoClient, userdata: object, message: MQTTMessage) -> None:
@@ -102,12 +92,39 @@ class _ManualAckClient(aiomqtt.Client):
         self.taken_over = reason.value == TAKEN_OVER
         super()._on_disconnect(client, userdata, flags, reason, properties)
 
+    def _on_publish(
+        self, client: PahoClient, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        if reason_code.is_failure:
+            self._refusals[mid] = str(reason_code)
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    @contextmanager
+    def _pending_call(self, mid: int, value: Any, pending_dict: dict[int, Any]) -> Iterator[None]:
+        with super()._pending_call(mid, value, pending_dict):
+            yield
+        reason = self._refusals.pop(mid, None)
+        if reason is not None:  # aiomqtt looks at no PUBACK's reason: a refused message would count as sent
+            raise Refused(reason)
+
+
+class Refused(LabError):
+    """The broker's access rules do not let this login publish or subscribe there."""
+
+    def __init__(self, reason: str, login: str | None = None, action: str = "", topic: str = "") -> None:
+        super().__init__(
+            Code.CONFIGURATION, f"the broker does not let {login or 'a user'} {action} {topic}: {reason}.",
+            advice="docs/bus.md tells who may publish and read what.", topic=topic,
+        )  # fmt: skip
+        self.reason = reason
+
 
 class Session:
     """A connected session. Iterate over it for messages; call `ack` when a message is safe."""
 
-    def __init__(self, client: _ManualAckClient) -> None:
+    def __init__(self, client: _ManualAckClient, login: str | None = None) -> None:
         self._client = client
+        self._login = login
 
     @classmethod
     @asynccontextmanager
@@ -131,7 +148,8 @@ class Session:
 
         Raises:
             aiomqtt.MqttError: the broker is not there, refused, or went away.
-            LabError: CONFLICT when another connection came with this identifier (docs/decisions/0008-session-take-over.md).
+            LabError: CONFLICT when another connection came with this identifier (docs/decisions/0008-session-take-over.md);
+                CONFIGURATION when TLS was the reason.
         """
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.ReceiveMaximum = receive_maximum
@@ -155,19 +173,32 @@ class Session:
             will=last_words,
             keepalive=KEEPALIVE,
             timeout=10,
+            tls_context=address.tls_context(),
             logger=logging.getLogger("aiomqtt"),
         )
         try:
-            async with client:
-                yield cls(client)
+            async with AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(client)
+                except aiomqtt.MqttError as error:
+                    if (wrong := tls_failure(error, address)) is not None:
+                        raise wrong from error
+                    raise
+                yield cls(client, address.username)
         except aiomqtt.MqttError as error:
             if not client.taken_over:
                 raise
             raise taken_over(address, identifier) from error
 
     async def subscribe(self, topic_filter: str, qos: int = 1) -> None:
-        """Subscribe; retained messages come first."""
-        await self._client.subscribe(topic_filter, qos=qos)
+        """Subscribe; retained messages come first.
+
+        Raises:
+            Refused: the broker's rules do not allow it.
+        """
+        for code in await self._client.subscribe(topic_filter, qos=qos):
+            if isinstance(code, ReasonCode) and code.is_failure:
+                raise Refused(str(code), self._login, "subscribe to", topic_filter)
 
     async def publish(
         self,
@@ -182,7 +213,11 @@ class Session:
         correlation: bytes | None = None,
         content_type: str | None = "application/json",
     ) -> None:
-        """Publish; with QoS 1 returns when the broker has acknowledged. `expiry` in seconds."""
+        """Publish; with QoS 1 returns when the broker has acknowledged. `expiry` in seconds.
+
+        Raises:
+            Refused: the broker's rules do not allow it (known with QoS 1 only).
+        """
         packet = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         if properties:
             packet.UserProperty = list(properties)
@@ -194,7 +229,10 @@ class Session:
             packet.MessageExpiryInterval = max(1, expiry)
         if content_type is not None:
             packet.ContentType = content_type
-        await self._client.publish(topic, payload, qos=qos, retain=retain, properties=packet)
+        try:
+            await self._client.publish(topic, payload, qos=qos, retain=retain, properties=packet)
+        except Refused as error:
+            raise Refused(error.reason, self._login, "publish to", topic) from None
 
     async def __aiter__(self) -> AsyncIterator[Incoming]:
         async for message in self._client.messages:

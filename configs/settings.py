@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from configs.source import Source
 from protocol import Code, LabError
+from protocol.address import PLAIN_PORT, Endpoint
 
 FILE = "lab.yaml"
 PREFIX = "MEETARA_"
@@ -27,9 +28,11 @@ class Settings(BaseSettings):
     Attributes:
         home: state of the lab (MEETARA_HOME); default: the user's data directory.
         lab: the lab's name, a level of every topic (MEETARA_LAB).
-        broker: HOST or HOST:PORT of a broker that is already there (MEETARA_BROKER); None: `meetara up` starts a private
-            one.
+        broker: a broker that is already there, as HOST, HOST:PORT, mqtt://HOST:PORT or mqtts://HOST:PORT
+            (MEETARA_BROKER); None: `meetara up` starts a private one.
         port: the broker's port (MEETARA_PORT), where `broker` names none; 0: any free one, for a private broker.
+        listen: HOST or HOST:PORT where a private broker takes people from elsewhere, over TLS and with a login
+            (MEETARA_LISTEN); None: it listens on loopback only.
         configs: folder whose files replace the shipped ones of the same name (MEETARA_CONFIGS).
         local_usd_per_hour: price of this machine (MEETARA_LOCAL_USD_PER_HOUR); None: as in provider_configs.json.
         slots: jobs a local factory trains at once (MEETARA_SLOTS); None: as in provider_configs.json.
@@ -40,8 +43,9 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=_default_home)
     lab: str = Field(default="lab", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    broker: str | None = Field(default=None, pattern=r"^([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$")
+    broker: str | None = None
     port: int = Field(default=1883, ge=0, le=65535)
+    listen: str | None = None
     configs: Path | None = None
     local_usd_per_hour: float | None = Field(default=None, ge=0, lt=10_000)
     slots: int | None = Field(default=None, ge=1, le=1024)
@@ -52,18 +56,24 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
-    @field_validator("broker", "default_tier", mode="before")
+    @field_validator("broker", "listen", "default_tier", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if value == "" else value
 
+    @field_validator("broker", "listen")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None:
+            Endpoint.parse(value)
+        return value
+
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port of the broker; the loopback address where a private one is started."""
-        host, colon, port = (self.broker or "127.0.0.1").rpartition(":")
-        if not colon or (host.startswith("[") and not host.endswith("]")):
-            host, port = self.broker or "127.0.0.1", ""
-        return host.strip("[]"), int(port) if port else self.port
+    def endpoint(self) -> Endpoint:
+        """Where the broker is; the loopback address where a private one is started."""
+        found = Endpoint.parse(self.broker or "127.0.0.1")
+        named = None if self.port == PLAIN_PORT else self.port  # the default is no reason to speak TLS on port 1883
+        return Endpoint(found.host, found.port_or(named), found.tls)
 
     @classmethod
     def settings_customise_sources(
@@ -88,8 +98,8 @@ class Settings(BaseSettings):
         folder = given.get("configs") or os.environ.get(f"{PREFIX}CONFIGS") or None
         source = Source.read(FILE, Path(folder).expanduser().absolute() if folder else None)
         for name in source.content:
-            if name not in ("lab", "port", "broker", "default_tier"):
-                raise source.wrong(name, "no such setting; known are lab, port, broker and default_tier")
+            if name not in ("lab", "port", "broker", "listen", "default_tier"):
+                raise source.wrong(name, "no such setting; known are lab, port, broker, listen and default_tier")
         environment = {name for name in cls.model_fields if f"{PREFIX}{name.upper()}" in {key.upper() for key in os.environ}}
         below = {name: value for name, value in source.content.items() if name not in environment}
         if folder:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from bus import BrokerAddress
 from configs import Settings
 from protocol import Code, LabError, Retry
+from protocol.address import Endpoint
 
 
 class Up(BaseModel):
@@ -22,6 +23,7 @@ class Up(BaseModel):
     host: str
     port: int
     lab: str
+    tls: bool = False
     ready: bool = False
     private_broker: bool = True
 
@@ -129,9 +131,7 @@ def locate(
     settings = Settings.read(home=home, broker=host, port=port, lab=lab)
     up = running(settings.home)
     named = host or port or os.environ.get("MEETARA_BROKER") or os.environ.get("MEETARA_PORT")
-    user, password = os.environ.get("MEETARA_BROKER_USER"), os.environ.get("MEETARA_BROKER_PASSWORD")
     if up is not None and not named:
         chosen = lab or os.environ.get("MEETARA_LAB") or up.lab
-        return BrokerAddress(up.host, up.port, user, password), chosen, settings.home
-    address = BrokerAddress(*settings.address, user, password)
-    return address, settings.lab, settings.home
+        return BrokerAddress.of(Endpoint(up.host, up.port, up.tls), os.environ), chosen, settings.home
+    return BrokerAddress.of(settings.endpoint, os.environ), settings.lab, settings.home

@@ -14,11 +14,12 @@ from pathlib import Path
 import aiomqtt
 
 from bus import BrokerAddress
-from bus.broker import OPERATOR, Broker, agents_present, find_mosquitto
+from bus.broker import Broker, agents_present, find_mosquitto
 from configs import Settings
 from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record
 from protocol import Code, LabError
+from protocol.topics import OPERATOR
 
 ROLES = ("cost_monitor", "gpu_orchestrator", "conductor", "router", "gguf_factory", "emotion", "tts")
 """The order of starting: whoever is asked comes before whoever asks."""
@@ -57,19 +58,18 @@ class Supervisor:
         self.tell = tell
         self.ready = asyncio.Event()
         self._up_once = asyncio.Event()
-        chosen = settings.port if port is None else port
-        self.broker: Broker | None = None
-        if settings.broker is None:
-            self.broker = Broker(self.home, chosen, roles=roles, program=find_mosquitto())
-            self.address = BrokerAddress("127.0.0.1", self.broker.port)
-        else:
-            host, named = settings.address
-            self.address = BrokerAddress(host, named if port is None else port, *_credentials())
         self.agents: dict[str, str] = {
             f"{role}-{number}": role
             for role in roles
             for number in range(1, (factories if role == "gguf_factory" else 1) + 1)
         }
+        chosen = settings.port if port is None else port
+        self.broker: Broker | None = None
+        if settings.broker is None:
+            self.broker = Broker(self.home, chosen, agents=self.agents, program=find_mosquitto(), lab=settings.lab)
+            self.address = self.broker.address()
+        else:
+            self.address = BrokerAddress.of(settings.endpoint, os.environ)
         self.children: dict[str, Child] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -87,7 +87,7 @@ class Supervisor:
         else:
             self._tasks.append(asyncio.create_task(self._watch_foreign_broker(since), name="broker"))
         for agent, role in self.agents.items():
-            child = Child(agent, self._command(agent, role), self._environment(role), self._log(agent), self.tell)
+            child = Child(agent, self._command(agent, role), self._environment(agent), self._log(agent), self.tell)
             self.children[agent] = child
             keeping = child.keep(restarts=START_ATTEMPTS, settled=self._up_once)
             self._tasks.append(asyncio.create_task(keeping, name=agent))
@@ -137,7 +137,7 @@ class Supervisor:
         write_record(
             self.home,
             Up(
-                pid=os.getpid(), host=self.address.host, port=self.address.port, lab=self.settings.lab,
+                pid=os.getpid(), host=self.address.host, port=self.address.port, lab=self.settings.lab, tls=self.address.tls,
                 ready=self.ready.is_set(), private_broker=self.broker is not None,
             ),
         )  # fmt: skip
@@ -147,11 +147,11 @@ class Supervisor:
 
     def _command(self, agent: str, role: str) -> list[str]:
         return [
-            sys.executable, "-m", f"agents.{role}", "--home", str(self.home), "--host", self.address.host,
-            "--port", str(self.address.port), "--lab", self.settings.lab, "--agent", agent,
+            sys.executable, "-m", f"agents.{role}", "--home", str(self.home), "--host", str(self.address),
+            "--lab", self.settings.lab, "--agent", agent,
         ]  # fmt: skip
 
-    def _environment(self, role: str) -> dict[str, str]:
+    def _environment(self, agent: str) -> dict[str, str]:
         environment = dict(os.environ)
         environment["MEETARA_HOME"] = str(self.home)
         environment["MEETARA_LAB"] = self.settings.lab
@@ -160,9 +160,10 @@ class Supervisor:
         if self.settings.configs is not None:
             environment["MEETARA_CONFIGS"] = str(self.settings.configs)
         if self.broker is not None:
-            login = self.broker.address(f"agent-{role}")
+            login = self.broker.address(agent)
             environment["MEETARA_BROKER_USER"] = login.username or ""
             environment["MEETARA_BROKER_PASSWORD"] = login.password or ""
+            environment.pop("MEETARA_BROKER_PASSWORD_FILE", None)  # of another broker
         return environment
 
     async def _keep_broker(self, broker: Broker, since: datetime) -> None:
@@ -234,7 +235,3 @@ async def supervised(
             yield supervisor
         finally:
             await asyncio.shield(supervisor.stop())
-
-
-def _credentials() -> tuple[str | None, str | None]:
-    return os.environ.get("MEETARA_BROKER_USER"), os.environ.get("MEETARA_BROKER_PASSWORD")

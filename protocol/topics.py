@@ -7,14 +7,32 @@ from typing import Literal
 
 PREFIX = "meetara/v1"
 
+CALLERS, CALLEES, AGENTS = "callers", "callees", "agents"
+"""In the table's columns: whoever calls a method, whoever serves it, every agent (below its own role and id)."""
+OPERATOR = "operator"
+"""The login of the person who owns the lab's home, and of the supervisor."""
+USER = "user"
+"""A person: nobody's login on loopback, or one made by `meetara user add`."""
+PEOPLE = (USER, OPERATOR, "gateway")
+"""Who looks at the lab from outside; the gateway does so for people who have no MQTT."""
+WATCHERS = (*PEOPLE, "gpu_orchestrator")
+"""Who looks at agents; the orchestrator looks at factories only, for their slots."""
+
 
 @dataclass(frozen=True)
 class Topic:
-    """One row of the topic table. `expiry` is in seconds; None means the deadline of the message, or never."""
+    """One row of the topic table.
+
+    Attributes:
+        publishers: roles, or CALLERS, CALLEES, AGENTS; what that means for each login is said in `protocol.access`.
+        readers: the same.
+        expiry: seconds; None means the deadline of the message, or never.
+    """
 
     name: str
     template: str
-    publisher: str
+    publishers: tuple[str, ...]
+    readers: tuple[str, ...]
     qos: Literal[0, 1]
     retain: bool
     expiry: int | None
@@ -22,18 +40,20 @@ class Topic:
 
 
 TABLE: tuple[Topic, ...] = (
-    Topic("call", "call/{role}/{method}", "any", 1, False, None, "a method's params"),
-    Topic("direct", "direct/{role}/{agent}/{method}", "conductor, operator", 1, False, None, "a method's params"),
-    Topic("reply", "reply/{client}", "callee", 1, False, None, "Reply"),
-    Topic("job_event", "job/{job}/event", "conductor", 1, False, 86_400, "JobEvent"),
-    Topic("job_state", "job/{job}/state", "conductor, router", 1, True, 7 * 86_400, "JobSnapshot"),
-    Topic("job_progress", "job/{job}/progress", "lease owner", 0, True, 60, "Progress"),
-    Topic("card", "agent/{role}/{agent}/card", "agent", 1, True, None, "Card"),
-    Topic("presence", "agent/{role}/{agent}/presence", "agent", 1, True, None, "Presence"),
-    Topic("provider_status", "provider/{provider}/status", "gpu_orchestrator", 1, True, None, "ProviderStatus"),
-    Topic("cost_alert", "cost/alert", "cost_monitor", 1, True, None, "BudgetAlert"),
-    Topic("cost_emergency", "cost/emergency", "cost_monitor", 1, True, None, "BudgetAlert"),
-    Topic("dead", "dead/{role}", "bus", 1, False, 30 * 86_400, "DeadLetter"),
+    Topic("call", "call/{role}/{method}", (CALLERS,), (CALLEES,), 1, False, None, "a method's params"),
+    Topic("direct", "direct/{role}/{agent}/{method}", (CALLERS,), (CALLEES,), 1, False, None, "a method's params"),
+    Topic("reply", "reply/{client}", (CALLEES,), (CALLERS,), 1, False, None, "Reply"),
+    Topic("job_event", "job/{job}/event", ("conductor",), PEOPLE, 1, False, 86_400, "JobEvent"),
+    Topic("job_state", "job/{job}/state", ("conductor", "router"), PEOPLE, 1, True, 7 * 86_400, "JobSnapshot"),
+    Topic("job_progress", "job/{job}/progress", ("gguf_factory",), PEOPLE, 0, True, 60, "Progress"),
+    Topic("card", "agent/{role}/{agent}/card", (AGENTS,), WATCHERS, 1, True, None, "Card"),
+    Topic("presence", "agent/{role}/{agent}/presence", (AGENTS,), WATCHERS, 1, True, None, "Presence"),
+    Topic(
+        "provider_status", "provider/{provider}/status", ("gpu_orchestrator",), PEOPLE, 1, True, None, "ProviderStatus"
+    ),
+    Topic("cost_alert", "cost/alert", ("cost_monitor",), PEOPLE, 1, True, None, "BudgetAlert"),
+    Topic("cost_emergency", "cost/emergency", ("cost_monitor",), PEOPLE, 1, True, None, "BudgetAlert"),
+    Topic("dead", "dead/{role}", (AGENTS,), PEOPLE, 1, False, 30 * 86_400, "DeadLetter"),
 )
 
 BY_NAME = {topic.name: topic for topic in TABLE}

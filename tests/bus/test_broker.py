@@ -15,18 +15,20 @@ from pathlib import Path
 import aiomqtt
 import pytest
 
-from bus.broker import HOST, OPERATOR, Broker, agents_present, check_port, find_mosquitto, free_port
-from bus.session import BrokerAddress, Session
+from bus.address import BrokerAddress
+from bus.broker import HOST, Broker, agents_present, check_port, find_mosquitto, free_port
+from bus.session import Session
 from protocol import MAX_BYTES, Code, LabError, Topics
 from protocol.machine import Presence
+from protocol.topics import OPERATOR
 
-ROLES = ("router", "conductor")
+AGENTS = {"router-1": "router", "router-2": "router", "conductor-1": "conductor"}
 TOPIC = Topics().of("call", role="router", method="train.submit")
-DIRECT = Topics().of("direct", role="router", agent="router-1", method="job.stop")
+DIRECT = Topics().of("direct", role="router", agent="router-1", method="train.submit")
 
 
 def broker_of(home: Path, port: int = 0) -> Broker:
-    return Broker(home, port, roles=ROLES, program=find_mosquitto())
+    return Broker(home, port, agents=AGENTS, program=find_mosquitto())
 
 
 @asynccontextmanager
@@ -39,9 +41,14 @@ async def running(home: Path, port: int = 0):
         await broker.stop()
 
 
+def connect(broker: Broker, agent: str):
+    address = broker.address(agent)
+    return Session.connect(address, f"lab-{address.client(agent)}", durable=True)
+
+
 @asynccontextmanager
 async def router(broker: Broker):
-    async with Session.connect(broker.address("agent-router"), "router-1", durable=True) as session:
+    async with connect(broker, "router-1") as session:
         await session.subscribe(Topics().shared("router"))
         await session.subscribe(DIRECT)
         yield session
@@ -78,7 +85,7 @@ async def test_a_wrong_password_is_refused_even_with_the_gate_open(tmp_path):
     async with running(tmp_path) as broker:
         await broker.open_gate()
         with pytest.raises(aiomqtt.MqttError, match=r"[Nn]ot authori[sz]ed"):
-            await send(BrokerAddress(HOST, broker.port, "agent-router", "guess"), b"{}")
+            await send(BrokerAddress(HOST, broker.port, "router-1", "guess"), b"{}")
 
 
 async def test_opening_the_gate_keeps_connections_and_queues_for_absent_agents(tmp_path):
@@ -86,7 +93,7 @@ async def test_opening_the_gate_keeps_connections_and_queues_for_absent_agents(t
         async with router(broker):
             await broker.open_gate()
         await send(broker.address(), b"one", b"two")
-        async with Session.connect(broker.address("agent-router"), "router-1", durable=True) as session:
+        async with connect(broker, "router-1") as session:
             assert await received(session, 2) == [b"one", b"two"]
 
 
@@ -104,7 +111,7 @@ async def test_kill_9_keeps_queued_messages_and_closes_the_gate(tmp_path):
         await broker.start()
         assert not await broker.accepts(None), "users would publish to shared subscriptions that no longer exist"
         await send(broker.address(OPERATOR), b"direct", topic=DIRECT)
-        async with Session.connect(broker.address("agent-router"), "router-1", durable=True) as session:
+        async with connect(broker, "router-1") as session:
             assert await received(session, 2) == [b"queued", b"direct"], "plain subscriptions survive by themselves"
 
 
@@ -117,7 +124,7 @@ async def test_kill_9_forgets_shared_subscriptions(tmp_path):
         await broker.start()
         await send(broker.address(OPERATOR), b"lost")
         await send(broker.address(OPERATOR), b"kept", topic=DIRECT)
-        async with Session.connect(broker.address("agent-router"), "router-1", durable=True) as session:
+        async with connect(broker, "router-1") as session:
             assert await received(session, 1) == [b"kept"]
 
 
@@ -132,12 +139,13 @@ async def test_presence_counts_only_when_online_and_fresh(tmp_path):
     began = datetime.now(UTC)
     async with (
         running(tmp_path) as broker,
-        Session.connect(broker.address("agent-router"), "router-1", durable=False) as session,
+        connect(broker, "router-1") as one,
+        connect(broker, "router-2") as two,
     ):
         async def announce(agent: str, online: bool, at: datetime) -> None:
             presence = Presence(agent=agent, role="router", online=online, at=at)
             topic = topics.of("presence", role="router", agent=agent)
-            await session.publish(topic, presence.model_dump_json().encode(), retain=True)
+            await {"router-1": one, "router-2": two}[agent].publish(topic, presence.model_dump_json().encode(), retain=True)
 
         await announce("router-1", True, began - timedelta(seconds=5))
         await announce("router-2", False, began)
@@ -174,12 +182,12 @@ async def test_two_homes_have_two_brokers_with_passwords_of_their_own(tmp_path):
 
 async def test_passwords_stay_the_same_over_restarts_and_are_private(tmp_path):
     async with running(tmp_path) as broker:
-        first = broker.address("agent-router").password
-        for name in ("passwords", "passwords.json", "mosquitto.conf"):
+        first = broker.address("router-1").password
+        for name in ("dynamic-security.json", "passwords.json", "mosquitto.conf"):
             assert stat.S_IMODE((broker.folder / name).stat().st_mode) == 0o600
-        assert first not in (broker.folder / "passwords").read_text()
+        assert first not in (broker.folder / "dynamic-security.json").read_text()
     async with running(tmp_path) as broker:
-        assert broker.address("agent-router").password == first
+        assert broker.address("router-1").password == first
 
 
 async def test_a_home_with_spaces_works(tmp_path):
@@ -201,7 +209,7 @@ async def test_a_broker_that_cannot_run_says_why(tmp_path):
     program.write_text("#!/bin/sh\necho 'no such option' >&2\nexit 3\n")
     program.chmod(0o755)
     with pytest.raises(LabError, match=r"exit code 3.*no such option") as caught:
-        await Broker(tmp_path, free_port(), roles=ROLES, program=program).start()
+        await Broker(tmp_path, free_port(), agents=AGENTS, program=program).start()
     assert caught.value.code is Code.TOOLCHAIN
 
 

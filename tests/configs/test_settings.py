@@ -7,6 +7,7 @@ import pytest
 import configs
 from configs import Settings
 from protocol import Code, LabError
+from protocol.address import Endpoint
 
 
 def test_flags_then_environment_then_file(tmp_path, monkeypatch):
@@ -64,11 +65,19 @@ def test_home_is_absolute(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("broker", "address"),
-    [(None, ("127.0.0.1", 1883)), ("bus.example", ("bus.example", 1883)), ("bus.example:1884", ("bus.example", 1884)),
-     ("[::1]", ("::1", 1883)), ("[::1]:1885", ("::1", 1885))],
+    [(None, ("127.0.0.1", 1883, False)), ("bus.example", ("bus.example", 1883, False)),
+     ("bus.example:1884", ("bus.example", 1884, False)), ("[::1]", ("::1", 1883, False)),
+     ("[::1]:1885", ("::1", 1885, False)), ("mqtt://bus.example", ("bus.example", 1883, False)),
+     ("mqtts://bus.example", ("bus.example", 8883, True)), ("mqtts://bus.example:1", ("bus.example", 1, True))],
 )  # fmt: skip
-def test_a_broker_is_a_host_with_or_without_port(broker, address):
-    assert Settings.read(broker=broker).address == address
+def test_a_broker_is_a_host_with_or_without_scheme_and_port(broker, address):
+    assert Settings.read(broker=broker).endpoint == Endpoint(*address)
+
+
+@pytest.mark.parametrize("broker", ["http://bus.example", "bus.example:mqtt", "bus.example:70000", "a b", "mqtts://"])
+def test_another_form_of_address_is_refused_by_its_flag(broker):
+    with pytest.raises(LabError, match=r"--broker.*mqtts://HOST:PORT"):
+        Settings.read(broker=broker)
 
 
 def test_custom_domains_are_added(tmp_path):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bus.broker import OPERATOR, Broker, find_mosquitto
 from bus.session import Session
 from meetara.lab import Job, Lab, base_name, check, data_uri
 from protocol import Code, JobSnapshot, LabError, Progress, State, Topics
 from protocol.job import Gate, Stage
 from protocol.machine import Card, Presence
+from tests.conftest import PlainBroker
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -35,23 +35,17 @@ def snapshot(state: State, job: str = "one", seconds: int = 0, **fields) -> JobS
 
 
 @asynccontextmanager
-async def lab_with_publisher(home: Path):
-    broker = Broker(home, 0, roles=("conductor",), program=find_mosquitto())
-    await broker.start()
-    try:
-        await broker.open_gate()
-        async with (
-            Session.connect(broker.address(OPERATOR), "conductor-1", durable=False) as publisher,
-            Lab(home=home, port=broker.port) as lab,
-        ):
+async def lab_with_publisher(broker: PlainBroker, home: Path):
+    async with (
+        Session.connect(broker.address, "conductor-1", durable=False) as publisher,
+        Lab(home=home, port=broker.address.port) as lab,
+    ):
 
-            async def publish(row: str, model, **levels: str) -> None:
-                topic = Topics().of(row, **levels)
-                await publisher.publish(topic, model.model_dump_json().encode(), retain=True)
+        async def publish(row: str, model, **levels: str) -> None:
+            topic = Topics().of(row, **levels)
+            await publisher.publish(topic, model.model_dump_json().encode(), retain=True)
 
-            yield lab, publish
-    finally:
-        await broker.stop()
+        yield lab, publish
 
 
 def test_local_paths_become_absolute_uris_of_the_callers_folder(tmp_path, monkeypatch):
@@ -70,8 +64,8 @@ def test_a_base_is_a_folder_where_one_exists_and_a_hub_name_elsewhere(tmp_path, 
     assert base_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
-async def test_states_come_in_order_and_end_with_the_final_one(tmp_path):
-    async with lab_with_publisher(tmp_path) as (lab, publish):
+async def test_states_come_in_order_and_end_with_the_final_one(broker, tmp_path):
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish):
         await publish("job_state", snapshot(State.TRAINING), job="one")
         seen: list[State] = []
         async with asyncio.timeout(10):
@@ -84,8 +78,8 @@ async def test_states_come_in_order_and_end_with_the_final_one(tmp_path):
         assert seen == [State.TRAINING, State.EXPORTING, State.DONE]
 
 
-async def test_progress_ends_when_the_job_does(tmp_path):
-    async with lab_with_publisher(tmp_path) as (lab, publish):
+async def test_progress_ends_when_the_job_does(broker, tmp_path):
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish):
         await publish("job_state", snapshot(State.TRAINING), job="one")
         await publish("job_progress", Progress(job="one", stage=Stage.TRAIN, attempt=1, step=3, at=AT), job="one")
         seen: list[int | None] = []
@@ -96,8 +90,8 @@ async def test_progress_ends_when_the_job_does(tmp_path):
         assert seen == [3]
 
 
-async def test_a_failed_job_raises_its_reason(tmp_path):
-    async with lab_with_publisher(tmp_path) as (lab, publish):
+async def test_a_failed_job_raises_its_reason(broker, tmp_path):
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish):
         await publish("job_state", snapshot(State.FAILED, reason="row 7 has no text"), job="one")
         async with asyncio.timeout(10):
             with pytest.raises(LabError, match="row 7 has no text") as caught:
@@ -118,8 +112,8 @@ def test_a_missed_gate_a_refusal_and_a_cancellation_have_codes_of_their_own():
     assert check(snapshot(State.DONE)).state is State.DONE
 
 
-async def test_agents_are_listed_with_card_and_presence(tmp_path):
-    async with lab_with_publisher(tmp_path) as (lab, publish):
+async def test_agents_are_listed_with_card_and_presence(broker, tmp_path):
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish):
         levels = {"role": "router", "agent": "router-1"}
         await publish("card", Card(agent="router-1", role="router", version="1", methods={}), **levels)
         await publish("presence", Presence(agent="router-1", role="router", online=True, at=AT), **levels)
@@ -128,15 +122,15 @@ async def test_agents_are_listed_with_card_and_presence(tmp_path):
     assert found == {"router-1": (True, True), "gone-1": (False, False)}
 
 
-async def test_a_request_over_the_limit_is_refused_at_the_client_with_its_size(tmp_path):
-    async with lab_with_publisher(tmp_path) as (lab, _):
+async def test_a_request_over_the_limit_is_refused_at_the_client_with_its_size(broker, tmp_path):
+    async with lab_with_publisher(broker, tmp_path) as (lab, _):
         with pytest.raises(LabError, match="262144") as caught:
             await lab.train(domain="sleep", dataset="rows.jsonl", parameters={"x": "y" * 300_000})
     assert caught.value.code is Code.TOO_LARGE and caught.value.data["bytes"] > 300_000
 
 
-async def test_a_wrong_field_is_named_before_anything_is_sent(tmp_path):
-    async with lab_with_publisher(tmp_path) as (lab, _):
+async def test_a_wrong_field_is_named_before_anything_is_sent(broker, tmp_path):
+    async with lab_with_publisher(broker, tmp_path) as (lab, _):
         with pytest.raises(LabError, match="priority") as caught:
             await lab.train(domain="sleep", dataset="rows.jsonl", priority=9)
     assert caught.value.data["field"] == "priority"

@@ -148,12 +148,11 @@ async def test_kill_9_of_the_supervisor_leaves_no_process_and_a_home_to_start_on
         assert lab.ready.is_set()
 
 
-async def test_a_foreign_broker_is_used_and_left_alone(tmp_path):
-    async with lab_on(tmp_path / "owner", roles=("router",)) as owner:
-        address = owner.address
-        settings = Settings.read(home=tmp_path / "guest", broker=address.host, port=address.port, lab="guest")
-        async with supervised(settings, tell=lambda _: None, roles=("cost_monitor",)) as guest:
-            assert guest.broker is None and not (tmp_path / "guest" / "broker").exists()
-            async with Lab(host=address.host, port=address.port, lab="guest", home=tmp_path / "guest") as user:
-                assert len((await user.budget()).periods) == 3
-        assert owner.broker.process.returncode is None
+async def test_a_foreign_broker_is_used_and_left_alone(broker, tmp_path):
+    address = broker.address
+    settings = Settings.read(home=tmp_path / "guest", broker=address.host, port=address.port, lab="guest")
+    async with supervised(settings, tell=lambda _: None, roles=("cost_monitor",)) as guest:
+        assert guest.broker is None and not (tmp_path / "guest" / "broker").exists()
+        async with Lab(host=address.host, port=address.port, lab="guest", home=tmp_path / "guest") as user:
+            assert len((await user.budget()).periods) == 3
+    assert broker.process.poll() is None

@@ -1,0 +1,116 @@
+"""Mosquitto's rules from the access table, as its dynamic-security plugin reads them.
+
+The plugin, and not an `acl_file`: Mosquitto 2.0 does not check subscriptions against the latter, so a stranger in
+`$share/router/…` was handed requests that were then dropped, which lost them (docs/decisions/0008-access.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protocol.access import Login, Rule, rules
+from protocol.topics import OPERATOR, USER, Topics
+
+PLUGIN = "mosquitto_dynamic_security.so"
+CONTROL = "$CONTROL/dynamic-security/v1"
+"""Where the plugin takes commands; its answers come on `/response` below it."""
+ROUNDS = 101
+"""PBKDF2 rounds. Few are enough: the passwords are 192 random bits, not words."""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A login and what proves it.
+
+    Attributes:
+        login: who.
+        password: its password, or the stored form of it.
+        client_id: the only MQTT client id that it may use; None: any.
+    """
+
+    login: Login
+    password: str | Mapping[str, Any]
+    client_id: str | None = None
+
+
+def find_plugin(program: Path) -> str:
+    """Return the path of the plugin that belongs to a Mosquitto, or its bare name, which the system's loader finds.
+
+    Debian has it in the multi-arch folder and Homebrew beside the program; the loader knows the first, not the second.
+    """
+    for start in (program, program.resolve()):
+        found = start.parent.parent / "lib" / PLUGIN
+        if found.is_file():
+            return str(found)
+    return PLUGIN
+
+
+def dynamic_security(secrets_: Iterable[Secret], topics: Topics, *, anonymous: bool) -> str:
+    """Return the plugin's configuration: everything is refused but what the table allows.
+
+    Args:
+        secrets_: all logins; persons (role USER) share one set of rules.
+        topics: the lab's topics.
+        anonymous: whether who comes without a login is a person.
+    """
+    known = list(secrets_)
+    logins = [secret.login for secret in known]
+    person = Login(USER, USER, USER)
+    roles = {USER: rules(person, logins, topics)}
+    for login in logins:
+        if login.role != USER:
+            roles[login.name] = rules(login, logins, topics)
+    document: dict[str, Any] = {
+        "defaultACLAccess": {
+            "publishClientSend": False, "publishClientReceive": False, "subscribe": False, "unsubscribe": True,
+        },
+        "clients": [_client(secret) for secret in known],
+        "groups": [{"groupname": USER, "roles": [{"rolename": USER}]}],
+        "roles": [{"rolename": name, "acls": _acls(name, found)} for name, found in roles.items()],
+    }  # fmt: skip
+    if anonymous:
+        document["anonymousGroup"] = USER
+    return json.dumps(document, indent=1) + "\n"
+
+
+def stored(password: str) -> dict[str, Any]:
+    """Return a password in the plugin's form: PBKDF2-SHA512 with a salt."""
+    salt = secrets.token_bytes(12)
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ROUNDS)
+    return {"password": base64.b64encode(key).decode(), "salt": base64.b64encode(salt).decode(), "iterations": ROUNDS}
+
+
+def _client(secret: Secret) -> dict[str, Any]:
+    password = stored(secret.password) if isinstance(secret.password, str) else dict(secret.password)
+    role = USER if secret.login.role == USER else secret.login.name
+    found: dict[str, Any] = {"username": secret.login.name, **password, "roles": [{"rolename": role}]}
+    if secret.client_id is not None:
+        found["clientid"] = secret.client_id
+    return found
+
+
+def _acls(name: str, found: Iterable[Rule]) -> list[dict[str, Any]]:
+    listed = [(_kind(rule), rule.topic, rule.allow) for rule in found]
+    if name == OPERATOR:  # who owns the home adds logins while the broker runs
+        listed += [
+            ("publishClientSend", CONTROL, True), ("publishClientReceive", f"{CONTROL}/response", True),
+            ("subscribeLiteral", f"{CONTROL}/response", True),
+        ]  # fmt: skip
+    count = len(listed)
+    return [
+        {"acltype": kind, "topic": topic, "priority": count - place, "allow": allow}
+        for place, (kind, topic, allow) in enumerate(listed)
+    ]
+
+
+def _kind(rule: Rule) -> str:
+    if rule.action == "subscribe":
+        return "subscribeLiteral" if rule.literal else "subscribePattern"
+    return "publishClientSend" if rule.action == "publish" else "publishClientReceive"
