@@ -12,15 +12,25 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from protocol.access import Login, Rule, rules
 from protocol.topics import OPERATOR, USER, Topics
 
-PLUGIN = "mosquitto_dynamic_security.so"
 CONTROL = "$CONTROL/dynamic-security/v1"
 """Where the plugin takes commands; its answers come on `/response` below it."""
+DOOR = "door"
+"""The role of `bus.door`: a person who also reads since when the broker runs."""
+UPTIME = "$SYS/broker/uptime"
+"""Where Mosquitto tells every `sys_interval` how long it has been running."""
+EXTRA = {
+    OPERATOR: (
+        ("publishClientSend", CONTROL), ("publishClientReceive", f"{CONTROL}/response"),
+        ("subscribeLiteral", f"{CONTROL}/response"),
+    ),
+    DOOR: (("publishClientReceive", UPTIME), ("subscribeLiteral", UPTIME)),
+}  # fmt: skip
+"""What a role may do beside the lab's topics: who owns the home adds logins while the broker runs."""
 ROUNDS = 101
 """PBKDF2 rounds. Few are enough: the passwords are 192 random bits, not words."""
 
@@ -40,18 +50,6 @@ class Secret:
     client_id: str | None = None
 
 
-def find_plugin(program: Path) -> str:
-    """Return the path of the plugin that belongs to a Mosquitto, or its bare name, which the system's loader finds.
-
-    Debian has it in the multi-arch folder and Homebrew beside the program; the loader knows the first, not the second.
-    """
-    for start in (program, program.resolve()):
-        found = start.parent.parent / "lib" / PLUGIN
-        if found.is_file():
-            return str(found)
-    return PLUGIN
-
-
 def dynamic_security(secrets_: Iterable[Secret], topics: Topics, *, anonymous: bool) -> str:
     """Return the plugin's configuration: everything is refused but what the table allows.
 
@@ -66,14 +64,17 @@ def dynamic_security(secrets_: Iterable[Secret], topics: Topics, *, anonymous: b
     roles = {USER: rules(person, logins, topics)}
     for login in logins:
         if login.role != USER:
-            roles[login.name] = rules(login, logins, topics)
+            roles[login.name] = rules(person if login.role == DOOR else login, logins, topics)
+    kinds = {login.name: login.role for login in logins}
     document: dict[str, Any] = {
         "defaultACLAccess": {
             "publishClientSend": False, "publishClientReceive": False, "subscribe": False, "unsubscribe": True,
         },
         "clients": [_client(secret) for secret in known],
         "groups": [{"groupname": USER, "roles": [{"rolename": USER}]}],
-        "roles": [{"rolename": name, "acls": _acls(name, found)} for name, found in roles.items()],
+        "roles": [
+            {"rolename": name, "acls": _acls(found, EXTRA.get(kinds.get(name, name), ()))} for name, found in roles.items()
+        ],
     }  # fmt: skip
     if anonymous:
         document["anonymousGroup"] = USER
@@ -96,13 +97,9 @@ def _client(secret: Secret) -> dict[str, Any]:
     return found
 
 
-def _acls(name: str, found: Iterable[Rule]) -> list[dict[str, Any]]:
+def _acls(found: Iterable[Rule], extra: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     listed = [(_kind(rule), rule.topic, rule.allow) for rule in found]
-    if name == OPERATOR:  # who owns the home adds logins while the broker runs
-        listed += [
-            ("publishClientSend", CONTROL, True), ("publishClientReceive", f"{CONTROL}/response", True),
-            ("subscribeLiteral", f"{CONTROL}/response", True),
-        ]  # fmt: skip
+    listed += [(kind, topic, True) for kind, topic in extra]
     count = len(listed)
     return [
         {"acltype": kind, "topic": topic, "priority": count - place, "allow": allow}

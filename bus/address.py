@@ -97,16 +97,16 @@ class BrokerAddress:
 
 
 def tls_failure(error: BaseException, address: BrokerAddress) -> LabError | None:
-    """Return what a failed connection means, where TLS was the reason; None where it was not."""
+    """Return what a failed connection means, where trying again cannot help; None where it can."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, ssl.SSLError):
         found = found.__cause__ or found.__context__
-    if found is None:
+    if found is None or (found.reason != "WRONG_VERSION_NUMBER" and not isinstance(found, ssl.SSLCertVerificationError)):
         return None
     if not isinstance(found, ssl.SSLCertVerificationError):
         return LabError(
-            Code.UNREACHABLE, f"{address} does not speak TLS as expected: {found.reason or found}.",
-            advice="Is it the port of the TLS listener? An address without TLS is written mqtt://HOST:PORT.",
+            Code.CONFIGURATION, f"what listens at {address} does not speak TLS.",
+            advice="An address without TLS is written mqtt://HOST:PORT.", field="broker",
         )  # fmt: skip
     reason = found.verify_message
     if found.verify_code in (9, 10):  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED

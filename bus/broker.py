@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,10 +28,11 @@ import psutil
 from pydantic import ValidationError
 
 from bus import users
-from bus.acl import Secret, dynamic_security, find_plugin
+from bus.acl import Secret, dynamic_security
 from bus.address import BrokerAddress
 from bus.files import read_json, write_private
-from bus.session import MAX_PACKET, RECEIVE_MAXIMUM, SESSION_EXPIRY, Session
+from bus.mosquitto import find_plugin, logging, storage
+from bus.session import Session
 from protocol import Code, LabError, Retry, Topics, uuid7
 from protocol.access import Login
 from protocol.machine import Presence
@@ -48,32 +48,6 @@ STOP_SECONDS = 5.0
 """After SIGTERM Mosquitto writes its database and leaves; longer means that it hangs."""
 KEPT_LOG_BYTES = 5_000_000
 """A log that grew beyond this moves to `.1` at the next start."""
-
-
-def find_mosquitto(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the Mosquitto program: `MEETARA_MOSQUITTO`, then the PATH, then where Debian and Homebrew put it.
-
-    Raises:
-        LabError: TOOLCHAIN, with the command that installs it.
-    """
-    named = environment.get("MEETARA_MOSQUITTO")
-    if named:
-        if os.access(named, os.X_OK) and Path(named).is_file():
-            return Path(named)
-        raise LabError(
-            Code.TOOLCHAIN, f"MEETARA_MOSQUITTO names {named}, which is not a program.",
-            advice="Correct or unset MEETARA_MOSQUITTO.", file=named,
-        )  # fmt: skip
-    places = [environment.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"]
-    found = shutil.which("mosquitto", path=os.pathsep.join(places))
-    if found is None:
-        command = "brew install mosquitto" if sys.platform == "darwin" else "sudo apt-get install mosquitto"
-        raise LabError(
-            Code.TOOLCHAIN, "no MQTT broker: the program mosquitto was not found.",
-            advice=f"Install it with: {command}; or name it in MEETARA_MOSQUITTO; or name a running broker in "
-            "MEETARA_BROKER.",
-        )  # fmt: skip
-    return Path(found)
 
 
 def free_port(host: str = HOST) -> int:
@@ -182,31 +156,10 @@ class Broker:
             f"allow_anonymous {str(users).lower()}",
             f"plugin {find_plugin(self.program)}",
             f"plugin_opt_config_file {self.folder / 'dynamic-security.json'}",
-            "persistence true",
-            f"persistence_location {self.folder}/",
-            # The database is written after each change: with the stock half hour, kill -9 loses every queued message.
-            # What is left is the time of one write, milliseconds. Costs about 3 ms per message sent one by one.
-            "autosave_on_changes true",
-            "autosave_interval 1",
-            # A client that never came back is forgotten when its session would be.
-            f"persistent_client_expiration {SESSION_EXPIRY // 86_400}d",
-            # Above the limit of a message, so that the agent can answer with an error instead of a cut connection.
-            f"max_packet_size {MAX_PACKET}",
-            # What one absent agent may have waiting; beyond it Mosquitto acknowledges and drops, so it must be more
-            # than anybody sends in the time of a restart, yet bounded.
-            "max_queued_messages 20000",
-            "max_queued_bytes 67108864",
-            f"max_inflight_messages {RECEIVE_MAXIMUM}",
-            # Calls are small packets with answers: waiting to fill a segment only delays them.
-            "set_tcp_nodelay true",
-            # Nobody reads $SYS, and each of its messages would be a change to save.
+            *storage(f"{self.folder}/"),
+            # Nobody reads $SYS here.
             "sys_interval 0",
-            "log_dest stderr",
-            # Without `information`: it would note each of those writes.
-            "log_type error",
-            "log_type warning",
-            "log_type notice",
-            "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+            *logging("stderr"),
         ]
         return "\n".join(lines) + "\n"
 
@@ -307,29 +260,35 @@ async def agents_present(
         address: the broker, with a login that it lets in.
         lab: the lab's name.
         agents: the agents' ids.
-        since: announcements older than this do not count (retained ones outlive a restart of the broker).
+        since: retained announcements older than this do not count (they outlive a restart of the broker).
 
     Raises:
         aiomqtt.MqttError: the connection broke.
     """
+    if agents:
+        async with Session.connect(address, f"meetara-up-{uuid7()}", durable=False) as session:
+            await await_agents(session, Topics(lab), agents, since=since)
+
+
+async def await_agents(
+    session: Session, topics: Topics, agents: Collection[str], *, since: datetime | None = None
+) -> None:
+    """Return when all named agents have announced themselves, as `agents_present` on a session that is there."""
     missing = set(agents)
-    if not missing:
-        return
-    topics = Topics(lab)
-    async with Session.connect(address, f"meetara-up-{uuid7()}", durable=False) as session:
-        await session.subscribe(topics.of("presence", role="+", agent="+"))
-        async for incoming in session:
-            session.ack(incoming)
-            try:
-                presence = Presence.model_validate_json(incoming.payload)
-            except ValidationError:  # an agent of another version; it is not one of ours
-                continue
-            if presence.online and (since is None or (presence.at is not None and presence.at >= since)):
-                missing.discard(presence.agent)
-            elif not presence.online and presence.agent in agents:
-                missing.add(presence.agent)
-            if not missing:
-                return
+    await session.subscribe(topics.of("presence", role="+", agent="+"))
+    async for incoming in session:
+        session.ack(incoming)
+        try:
+            presence = Presence.model_validate_json(incoming.payload)
+        except ValidationError:  # an agent of another version; it is not one of ours
+            continue
+        fresh = since is None or not incoming.retain or (presence.at is not None and presence.at >= since)
+        if presence.online and fresh:
+            missing.discard(presence.agent)
+        elif not presence.online and presence.agent in agents:
+            missing.add(presence.agent)
+        if not missing:
+            return
 
 
 def _leave_with_supervisor() -> None:

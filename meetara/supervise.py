@@ -14,7 +14,8 @@ from pathlib import Path
 import aiomqtt
 
 from bus import BrokerAddress
-from bus.broker import Broker, agents_present, find_mosquitto
+from bus.broker import Broker, agents_present
+from bus.mosquitto import find_mosquitto
 from configs import Settings
 from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record

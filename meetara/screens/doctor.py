@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bus.broker import find_mosquitto
+from bus.mosquitto import find_mosquitto
 from bus.session import Session
 from configs import Configs, load
 from configs import Settings as LabSettings

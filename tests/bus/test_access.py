@@ -18,7 +18,8 @@ from aiomqtt import Topic
 
 from bus import users
 from bus.address import BrokerAddress
-from bus.broker import Broker, find_mosquitto
+from bus.broker import Broker
+from bus.mosquitto import find_mosquitto
 from bus.session import Refused, Session
 from protocol import METHODS, LabError
 from protocol.access import ADDRESSES, CALLS, ROLES

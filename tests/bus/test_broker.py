@@ -16,7 +16,8 @@ import aiomqtt
 import pytest
 
 from bus.address import BrokerAddress
-from bus.broker import HOST, Broker, agents_present, check_port, find_mosquitto, free_port
+from bus.broker import HOST, Broker, agents_present, check_port, free_port
+from bus.mosquitto import find_mosquitto
 from bus.session import Session
 from protocol import MAX_BYTES, Code, LabError, Topics
 from protocol.machine import Presence
