@@ -42,12 +42,10 @@ class Secret:
     Attributes:
         login: who.
         password: its password, or the stored form of it.
-        client_id: the only MQTT client id that it may use; None: any.
     """
 
     login: Login
     password: str | Mapping[str, Any]
-    client_id: str | None = None
 
 
 def dynamic_security(secrets_: Iterable[Secret], topics: Topics, *, anonymous: bool) -> str:
@@ -91,10 +89,7 @@ def stored(password: str) -> dict[str, Any]:
 def _client(secret: Secret) -> dict[str, Any]:
     password = stored(secret.password) if isinstance(secret.password, str) else dict(secret.password)
     role = USER if secret.login.role == USER else secret.login.name
-    found: dict[str, Any] = {"username": secret.login.name, **password, "roles": [{"rolename": role}]}
-    if secret.client_id is not None:
-        found["clientid"] = secret.client_id
-    return found
+    return {"username": secret.login.name, **password, "roles": [{"rolename": role}]}
 
 
 def _acls(found: Iterable[Rule], extra: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -236,8 +236,7 @@ class Broker:
         write_private(self.folder / PASSWORDS, json.dumps(self._passwords, indent=1) + "\n")
         known = [Secret(Login(OPERATOR, OPERATOR, OPERATOR), self._passwords[OPERATOR])]
         for agent, role in self.agents.items():
-            client = self.address(agent).client(agent)
-            known.append(Secret(Login(agent, role, client), self._passwords[agent], f"{self.lab}-{client}"))
+            known.append(Secret(Login(agent, role, self.address(agent).client(agent)), self._passwords[agent]))
         for person, password in users.known(self.folder).items():
             known.append(Secret(Login(person, USER, person), password))
         rules = dynamic_security(known, Topics(self.lab), anonymous=True)

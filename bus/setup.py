@@ -75,9 +75,8 @@ def write(
     known = []
     for name, role in roles.items():
         password = _password(folder / name)
-        client = BrokerAddress(password=password).client(name)
-        bound = f"{lab}-{client}" if role in ROLES else None
-        known.append(Secret(Login(name, role, client if role in ROLES else name), password, bound))
+        client = BrokerAddress(password=password).client(name) if role in ROLES else name
+        known.append(Secret(Login(name, role, client), password))
     made = certs.make(folder / "authority", hosts=hosts, now=now)
     for name in roles:
         _copy(folder / "authority" / "ca.pem", folder / name)

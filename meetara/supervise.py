@@ -148,8 +148,8 @@ class Supervisor:
 
     def _command(self, agent: str, role: str) -> list[str]:
         return [
-            sys.executable, "-m", f"agents.{role}", "--home", str(self.home), "--host", str(self.address),
-            "--lab", self.settings.lab, "--agent", agent,
+            sys.executable, "-m", f"agents.{role}", "--home", str(self.home), "--host", f"mqtt{'s' * self.address.tls}://{self.address.host}",
+            "--port", str(self.address.port), "--lab", self.settings.lab, "--agent", agent,
         ]  # fmt: skip
 
     def _environment(self, agent: str) -> dict[str, str]:

@@ -129,6 +129,8 @@ def _publications(login: Login, topics: Topics) -> Iterator[Rule]:
 
 def _readings(login: Login, agents: Iterable[Login], topics: Topics) -> Iterator[Rule]:
     for row in TABLE:
+        if AGENTS in row.readers and login.role in ROLES:  # whether another process has taken its place
+            yield from _hears(topics.of(row.name, **_levels(row, role=login.role, agent=login.name)))
         if login.role not in row.readers:
             continue
         area = row.template.partition("/")[0]
@@ -146,10 +148,9 @@ def _readings(login: Login, agents: Iterable[Login], topics: Topics) -> Iterator
         yield from _hears(topics.of("reply", client="+"))
         return
     yield from _hears(topics.of("reply", client=login.client), literal=True)
-    if served_by(login.role):
-        yield from _hears(topics.of("direct", role=login.role, agent=login.name, method="+"))
-        yield Rule("subscribe", topics.shared(login.role), literal=True)
-        yield Rule("receive", topics.of("call", role=login.role, method="+"))
+    yield from _hears(topics.of("direct", role=login.role, agent=login.name, method="+"))
+    yield Rule("subscribe", topics.shared(login.role), literal=True)
+    yield Rule("receive", topics.of("call", role=login.role, method="+"))
 
 
 def _hears(pattern: str, *, allow: bool = True, literal: bool = False) -> Iterator[Rule]:
@@ -178,6 +179,7 @@ def reads(role: str, topic: str) -> bool:
     row = BY_NAME[topic]
     return (
         role in row.readers
+        or (AGENTS in row.readers and role in ROLES)
         or (CALLEES in row.readers and bool(served_by(role)))
         or (CALLERS in row.readers and (role in CALLS or role in ADDRESSES))
     )

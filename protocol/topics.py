@@ -47,7 +47,7 @@ TABLE: tuple[Topic, ...] = (
     Topic("job_state", "job/{job}/state", ("conductor", "router"), PEOPLE, 1, True, 7 * 86_400, "JobSnapshot"),
     Topic("job_progress", "job/{job}/progress", ("gguf_factory",), PEOPLE, 0, True, 60, "Progress"),
     Topic("card", "agent/{role}/{agent}/card", (AGENTS,), WATCHERS, 1, True, None, "Card"),
-    Topic("presence", "agent/{role}/{agent}/presence", (AGENTS,), WATCHERS, 1, True, None, "Presence"),
+    Topic("presence", "agent/{role}/{agent}/presence", (AGENTS,), (*WATCHERS, AGENTS), 1, True, None, "Presence"),
     Topic(
         "provider_status", "provider/{provider}/status", ("gpu_orchestrator",), PEOPLE, 1, True, None, "ProviderStatus"
     ),

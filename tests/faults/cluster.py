@@ -70,9 +70,9 @@ class Cluster:
         return self.lab.client()
 
     def login(self, role: str) -> BrokerAddress:
-        """Return the broker's address with a role's credentials, past the proxies."""
+        """Return the broker's address with the credentials of a role's first agent, past the proxies."""
         assert self.supervisor.broker is not None
-        return self.supervisor.broker.address(f"agent-{role}")
+        return self.supervisor.broker.address(f"{role}-1")
 
     def name(self, what: str) -> str:
         """Return a job's id that was not used before on this home."""
