@@ -29,8 +29,7 @@ class BrokerAddress:
     ca: Path | None = None
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts://' if self.tls else ''}{host}:{self.port}"
+        return str(Endpoint(self.host, self.port, self.tls))
 
     @classmethod
     def of(cls, endpoint: Endpoint, environment: Mapping[str, str], *, port: int | None = None) -> BrokerAddress:

@@ -20,6 +20,7 @@ from configs import Settings
 from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record
 from protocol import Code, LabError
+from protocol.address import Endpoint
 from protocol.topics import OPERATOR
 
 ROLES = ("cost_monitor", "gpu_orchestrator", "conductor", "router", "gguf_factory", "emotion", "tts")
@@ -148,8 +149,9 @@ class Supervisor:
 
     def _command(self, agent: str, role: str) -> list[str]:
         return [
-            sys.executable, "-m", f"agents.{role}", "--home", str(self.home), "--host", f"mqtt{'s' * self.address.tls}://{self.address.host}",
-            "--port", str(self.address.port), "--lab", self.settings.lab, "--agent", agent,
+            sys.executable, "-m", f"agents.{role}", "--home", str(self.home),
+            "--host", str(Endpoint(self.address.host, tls=self.address.tls)), "--port", str(self.address.port),
+            "--lab", self.settings.lab, "--agent", agent,
         ]  # fmt: skip
 
     def _environment(self, agent: str) -> dict[str, str]:

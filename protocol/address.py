@@ -21,6 +21,10 @@ class Endpoint:
     port: int | None = None
     tls: bool = False
 
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts://' if self.tls else ''}{host}{'' if self.port is None else f':{self.port}'}"
+
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Read an address.
