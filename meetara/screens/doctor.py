@@ -67,6 +67,7 @@ def findings(settings: LabSettings) -> Iterator[Finding]:
     )  # fmt: skip
     if configs is not None:
         yield base(configs)
+    yield speech()
     yield toolchain()
 
 
@@ -117,6 +118,16 @@ def base(configs: Configs) -> Finding:
         return Finding("base model", False, f"{folder} lacks {', '.join(missing)}", advice)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Finding("base model", True, f"{folder} ({show.size(size)})")
+
+
+def speech() -> Finding:
+    """Have the synthesiser say a word."""
+    command = [sys.executable, "-m", "agents.tts.espeak", "175", "50", "50", "100", "60"]
+    done = subprocess.run(command, input=b"ready", capture_output=True, check=False)  # it ends itself after 60 s
+    if done.returncode == 0 and done.stdout.startswith(b"RIFF"):
+        return Finding("speech", True, f"espeak-ng speaks (espeakng-loader {importlib.metadata.version('espeakng-loader')})")
+    last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"])[-1]
+    return Finding("speech", False, f"espeak-ng does not speak: {last}", "Run `make setup` again.")
 
 
 def toolchain(

@@ -117,7 +117,7 @@ def test_doctor_tells_what_is_wrong_and_how_to_mend_it(call, tmp_path, monkeypat
     well = call("doctor", "--home", tmp_path, "--port", free_port(), "--json")
     checks = {check["name"]: check for check in json.loads(well.stdout)["checks"]}
     assert well.exit_code == 0, checks
-    assert "not running" in checks["broker"]["value"]
+    assert "not running" in checks["broker"]["value"] and "espeak-ng speaks" in checks["speech"]["value"]
     monkeypatch.setenv("MEETARA_MOSQUITTO", str(tmp_path / "none"))
     ill = call("doctor", "--home", tmp_path, "--port", free_port())
     assert ill.exit_code == 1 and "MEETARA_MOSQUITTO" in ill.stdout

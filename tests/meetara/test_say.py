@@ -18,10 +18,12 @@ from rich.console import Console
 
 from agents.tts.agent import SpeechAgent
 from bus import DEFERRED, BaseAgent, Deferred, Transaction, Wiring
+from configs import Settings
 from meetara.lab import Lab
 from meetara.player import play
 from meetara.screens import say as screen
 from meetara.screens.say import Saying
+from meetara.supervise import supervised
 from protocol import Code, LabError, MCPMessage
 from protocol.voice import Analysis, AudioPart, DomainMatch, EmotionReading, TextRoute
 from tests.conftest import PlainBroker
@@ -294,3 +296,12 @@ async def test_a_dash_reads_the_text_from_stdin(
         stdin(b"\xff")
         with pytest.raises(LabError, match="not UTF-8"):
             await world.say("-")
+
+
+async def test_a_person_hears_speech_from_a_lab_with_a_private_broker(tmp_path: Path) -> None:
+    settings = Settings.read(home=tmp_path)
+    async with supervised(settings, port=0, tell=lambda _: None, roles=("tts",)), Lab(home=tmp_path) as lab:
+        assert await lab.online("tts") == {"tts"}
+        audio, speech = await lab.say("Good morning.")
+        assert len((await lab.voices()).voices) == 6
+    assert len(audio) == speech.bytes and speech.seconds > 0.5
