@@ -39,8 +39,10 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 ADDRESSES: Mapping[str, tuple[str, ...]] = {
     OPERATOR: tuple(METHODS),
     "conductor": ("job.run", "job.stop"),
+    USER: ("speech.read",),
+    "gateway": ("speech.read",),
 }
-"""Role to the methods that it calls at one agent, on `direct/{role}/{agent}/{method}`."""
+"""Role to the methods that it calls at one agent, on `direct/{role}/{agent}/{method}`: audio is on one machine only."""
 
 LOOKS_AT: Mapping[str, Mapping[str, str]] = {"gpu_orchestrator": {"role": "gguf_factory"}}
 """Role to the levels to which its reading of cards and presences is narrowed."""

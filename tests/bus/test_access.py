@@ -37,6 +37,7 @@ ASKED_BY_PERSONS = [
     "call/router/train.submit", "call/router/route.text", "call/conductor/job.get", "call/conductor/job.list",
     "call/conductor/job.events", "call/conductor/job.cancel", "call/cost_monitor/budget.report",
     "call/emotion/emotion.analyse", "call/tts/speech.synthesise", "call/tts/speech.read", "call/tts/speech.voices",
+    "direct/tts/+/speech.read",
 ]  # fmt: skip
 SEEN_BY_PERSONS = ["job/#", "agent/#", "provider/#", "cost/#", "dead/#"]
 TO_PERSONS = ["reply/somebody", "reply/operator"]
