@@ -57,28 +57,37 @@ def free_port(host: str = HOST) -> int:
         return int(probe.getsockname()[1])
 
 
-def check_port(port: int, host: str = HOST) -> None:
+def check_port(port: int, host: str = HOST, *, flag: str = "--port N") -> None:
     """Make sure that nobody listens on the port.
+
+    Args:
+        port: 0 is always free.
+        host: the address to listen on.
+        flag: how a person chooses another port.
 
     Raises:
         LabError: BUSY, with the owner as far as this user may see it; CONFIGURATION, when binding is not allowed.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Mosquitto: old connections do not count
-        try:
-            probe.bind((host, port))
+    try:
+        [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Mosquitto: old connections do not count
+            probe.bind(address)
             return
-        except PermissionError as error:
+    except PermissionError as error:
+        raise LabError(
+            Code.CONFIGURATION, f"this user may not listen on {host}:{port}.",
+            advice=f"Choose a port above 1023 with {flag}, or 0 for any free one.", field="port",
+        ) from error  # fmt: skip
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
             raise LabError(
-                Code.CONFIGURATION, f"this user may not listen on {host}:{port}.",
-                advice="Choose a port above 1023 with --port, or 0 for any free one.", field="port",
+                Code.CONFIGURATION, f"nobody can listen on {host}:{port}: {error.strerror}.",
+                advice=f"Name an address of this machine: {flag}.", field="port",
             ) from error  # fmt: skip
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
     raise LabError(
         Code.BUSY, f"the port {host}:{port} is taken by {port_owner(port)}.",
-        advice="Choose another one with --port N (0: any free one), or use the broker that runs there with "
+        advice=f"Choose another one with {flag} (0: any free one), or use the broker that runs there with "
         f"MEETARA_BROKER={host}:{port}.",
         retry=Retry.LATER, field="port", port=port,
     )  # fmt: skip

@@ -121,12 +121,16 @@ class Door:
         listen: where.
         broker: where the connections go; its login, if it has one, is given to who brings none.
         tls: the certificate to show; None: no TLS.
+        guests: pass on who brings no login although the door has none to give: the broker decides.
     """
 
-    def __init__(self, listen: Endpoint, broker: BrokerAddress, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, listen: Endpoint, broker: BrokerAddress, *, tls: ssl.SSLContext | None = None, guests: bool = False
+    ) -> None:
         self.listen = listen
         self.broker = broker
         self.tls = tls
+        self.guests = guests
         self.log = structlog.get_logger()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -191,14 +195,14 @@ class Door:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(HELLO_SECONDS):
             hello = await Connect.read(reader)
-        if not hello.has_login:
-            if self.broker.username is None or self.broker.password is None:
-                writer.write(hello.refusal())
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-                return
+        if not hello.has_login and self.broker.username is not None and self.broker.password is not None:
             hello = hello.with_login(self.broker.username, self.broker.password)
+        elif not hello.has_login and not self.guests:
+            writer.write(hello.refusal())
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            return
         inside_reader, inside_writer = await asyncio.open_connection(
             self.broker.host, self.broker.port, ssl=self.broker.tls_context()
         )

@@ -31,6 +31,13 @@ def up(
         int | None,
         typer.Option("--port", min=0, max=65535, help="Where the broker listens; 0: any free port.", show_default=False),
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen", metavar="HOST[:PORT]", show_default=False,
+            help="Take people from elsewhere there, over TLS and with a login (MEETARA_LISTEN).",
+        ),
+    ] = None,
     lab: LabName = None,
     factories: Annotated[int, typer.Option("--factories", min=1, max=64, help="How many factories to run.")] = 1,
     as_json: Json = False,
@@ -38,7 +45,7 @@ def up(
     """Start a lab and keep it alive until Ctrl-C; prints `ready` when requests are taken."""
     from meetara.screens.up import up as screen
 
-    raise typer.Exit(run(screen({"home": home, "lab": lab}, port=port, factories=factories, as_json=as_json)))
+    raise typer.Exit(run(screen({"home": home, "lab": lab, "listen": listen}, port=port, factories=factories, as_json=as_json)))
 
 
 @app.command()
@@ -218,6 +225,56 @@ def demo(home: Home = None, as_json: Json = False) -> None:
     from meetara.screens.demo import demo as screen
 
     raise typer.Exit(run(screen(home, as_json=as_json, console=console())))
+
+
+@app.command()
+def certs(
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME", help="A name or address of this machine; may be repeated.", show_default=False),
+    ] = None,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option("--agent", metavar="ID", help="An agent that gets a certificate too; may be repeated.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make all anew, the authority too.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Make the certificates for people from elsewhere; renew those that end soon."""
+    from meetara.screens.access import certs as screen
+
+    raise typer.Exit(screen({"home": home}, host or [], agent or [], force=force, as_json=as_json))
+
+
+user = typer.Typer(no_args_is_help=True, help="Logins of people from elsewhere.")
+app.add_typer(user, name="user")
+
+UserName = Annotated[str, typer.Argument(metavar="NAME", help="The login.")]
+
+
+@user.command("add")
+def add_user(name: UserName, home: Home = None, as_json: Json = False) -> None:
+    """Make a login and show its password, once."""
+    from meetara.screens.access import add_user as screen
+
+    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
+
+
+@user.command("remove")
+def remove_user(name: UserName, home: Home = None, as_json: Json = False) -> None:
+    """Forget a login and cut its connections."""
+    from meetara.screens.access import remove_user as screen
+
+    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
+
+
+@user.command("list")
+def list_users(home: Home = None, as_json: Json = False) -> None:
+    """List the logins."""
+    from meetara.screens.access import list_users as screen
+
+    raise typer.Exit(screen({"home": home}, as_json=as_json))
 
 
 if __name__ == "__main__":

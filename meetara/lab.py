@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bus import Client
+from bus import BrokerAddress, Client
 from meetara.home import locate
 from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
 from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobQuery, Submitted
@@ -174,6 +174,8 @@ class Lab:
                 return self
             except LabError as error:
                 refused = "not authori" in str(error).lower()
+                if refused and (self.address.tls or self.address.username is not None):
+                    raise _no_login(self.address) from error
                 if not refused or loop.time() > end:
                     if refused:
                         raise LabError(
@@ -428,6 +430,15 @@ def base_name(base: str | Path) -> str:
     if isinstance(base, Path) or text.startswith(("/", "./", "../", "~")) or Path(text).is_dir():
         return str(Path(text).expanduser().absolute())
     return text
+
+
+def _no_login(address: BrokerAddress) -> LabError:
+    who = "nobody in who has no login" if address.username is None else f"the login {address.username!r} not in"
+    return LabError(
+        Code.CONFIGURATION, f"the broker at {address} lets {who}.",
+        advice="Set MEETARA_BROKER_USER and MEETARA_BROKER_PASSWORD to what `meetara user add NAME` has printed there.",
+        field="broker",
+    )  # fmt: skip
 
 
 def _parsed(model: type[BaseModel], payload: bytes) -> BaseModel | None:

@@ -14,11 +14,13 @@ from pathlib import Path
 import aiomqtt
 
 from bus import BrokerAddress
-from bus.broker import Broker, agents_present
+from bus.broker import Broker, agents_present, check_port
+from bus.door import Door
 from bus.mosquitto import find_mosquitto
 from configs import Settings
 from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record
+from meetara.listener import ends_soon, listener
 from protocol import Code, LabError
 from protocol.address import Endpoint
 from protocol.topics import OPERATOR
@@ -67,11 +69,22 @@ class Supervisor:
         }
         chosen = settings.port if port is None else port
         self.broker: Broker | None = None
+        self.door: Door | None = None
         if settings.broker is None:
             self.broker = Broker(self.home, chosen, agents=self.agents, program=find_mosquitto(), lab=settings.lab)
             self.address = self.broker.address()
+            if settings.listen is not None:
+                self.door = listener(Endpoint.parse(settings.listen), self.home, self.broker, datetime.now(UTC))
+                if (end := ends_soon(self.home, datetime.now(UTC))) is not None:
+                    tell(f"the certificate of {settings.listen} ends on {end:%Y-%m-%d}: meetara certs")
         else:
             self.address = BrokerAddress.of(settings.endpoint, os.environ)
+            if settings.listen is not None:
+                raise LabError(
+                    Code.CONFIGURATION, f"a lab on the broker {self.address} cannot listen on {settings.listen}.",
+                    advice="Drop --listen (MEETARA_LISTEN), or --host (MEETARA_BROKER): only a private broker can.",
+                    field="listen",
+                )  # fmt: skip
         self.children: dict[str, Child] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -83,6 +96,8 @@ class Supervisor:
         """
         self._record()
         since = datetime.now(UTC)
+        if self.door is not None:
+            check_port(self.door.listen.port_or(), self.door.listen.host, flag="--listen HOST:PORT")
         if self.broker is not None:
             await self.broker.start()
             self._tasks.append(asyncio.create_task(self._keep_broker(self.broker, since), name="broker"))
@@ -127,6 +142,8 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.door is not None:
+            await self.door.close()
         if self.broker is not None:
             await self.broker.stop()
 
@@ -134,6 +151,13 @@ class Supervisor:
         """End all agents at once; their stores and checkpoints bear it."""
         for child in self.children.values():
             child.kill()
+
+    @property
+    def listening(self) -> str | None:
+        """Where people from elsewhere come in; None: nowhere."""
+        if self.door is None or not self.door.is_open:
+            return None
+        return str(Endpoint(self.door.listen.host, self.door.port, self.door.tls is not None))
 
     def _record(self) -> None:
         write_record(
@@ -180,6 +204,8 @@ class Supervisor:
                 gate.cancel()
                 await asyncio.gather(gate, return_exceptions=True)
             self.ready.clear()
+            if self.door is not None:
+                await self.door.close()
             self.tell(f"the broker ended ({code}); started again in {pause:g} s (log: {broker.log})")
             while True:
                 await asyncio.sleep(pause)
@@ -197,6 +223,8 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):  # a machine under heavy load; the agents are served meanwhile
                 await broker.open_gate()
                 break
+        if self.door is not None:
+            await self.door.open()
         self.ready.set()
         self._record()
 

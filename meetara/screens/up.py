@@ -67,10 +67,11 @@ async def _run(
         if as_json:
             emit({
                 "ready": True, "host": lab.address.host, "port": lab.address.port, "lab": settings.lab,
-                "home": str(settings.home), "pid": os.getpid(), "agents": sorted(lab.agents),
+                "home": str(settings.home), "pid": os.getpid(), "agents": sorted(lab.agents), "listen": lab.listening,
             })  # fmt: skip
         else:
-            print(f"broker {lab.address}\nready", flush=True)
+            elsewhere = f"\nfrom elsewhere {lab.listening}" if lab.listening else ""
+            print(f"broker {lab.address}{elsewhere}\nready", flush=True)
         failing = asyncio.create_task(lab.failure())
         stopped = asyncio.create_task(stop.wait())
         try:
