@@ -110,10 +110,14 @@ async def job(where: dict[str, Any], id: str, *, as_json: bool, console: Console
     async with Lab(**where, name="job") as lab:
         one = await lab.job(id)
         snapshot, events = await asyncio.gather(one.snapshot(), one.events())
+    gone = result.missing(snapshot)
     if as_json:
-        emit({"job": snapshot, "events": events})
+        emit({"job": snapshot, "events": events, **({"missing": gone} if gone else {})})
         return OK
     console.print(result.screen(snapshot))
+    for uri in gone:
+        advice = "Bring it back from a copy, or train again: the same data and parameters under another id."
+        console.print(Text(f"{uri} is gone from the store. {advice}", style="red"))
     if snapshot.reason:
         console.print(_why(snapshot))
     grid = Table("seq", "time", "event", "", title="events", title_justify="left")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,6 +21,17 @@ def file_path(snapshot: JobSnapshot) -> str | None:
         if artefact.kind == "gguf":
             return artefact.uri.removeprefix("file://")
     return None
+
+
+def missing(snapshot: JobSnapshot) -> list[str]:
+    """Return the URIs of local artefacts that are gone. Where the store itself is not on this machine nothing is known."""
+    gone = []
+    for artefact in snapshot.artefacts:
+        place = urlsplit(artefact.uri)
+        path = Path(unquote(place.path))
+        if place.scheme == "file" and path.parents[1].is_dir() and not path.is_file():
+            gone.append(artefact.uri)
+    return gone
 
 
 def rows(snapshot: JobSnapshot) -> list[tuple[str, str]]:

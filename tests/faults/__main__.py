@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.faults import kills, network
+from tests.faults import clocks, kills, messages, network, storage
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.scenario import MATRIX, Arena, Place, Scenario
 from tests.faults.verdict import Tally
 from tests.integration.lab import Ground
 
-FAMILIES = (kills, network)
+FAMILIES = (kills, network, messages, storage, clocks)
 SCENARIO_SECONDS = 900.0
 """More than any scenario needs on a machine that eight others share; what is not over then is stuck."""
 SHORT = ("duplicates",)

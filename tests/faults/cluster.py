@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ class FaultySupervisor(Supervisor):
 
     proxies: Mapping[str, Proxy]
     more: Mapping[str, str]
+    by_role: Callable[[str], dict[str, str]]
 
     def _command(self, agent: str, role: str) -> list[str]:
         command = super()._command(agent, role)
@@ -48,7 +49,7 @@ class FaultySupervisor(Supervisor):
 
     def _environment(self, role: str) -> dict[str, str]:
         kept = {name: value for name, value in super()._environment(role).items() if name != "MEETARA_PORT"}
-        return {**kept, "MEETARA_SLOTS": "1", **self.more}
+        return {**kept, "MEETARA_SLOTS": "1", **self.more, **self.by_role(role)}
 
 
 @dataclass
@@ -126,7 +127,8 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    home: Path, ground: Ground, random: Random, *, factories: int = 1, broker_program: Path | None = None, **more: str
+    home: Path, ground: Ground, random: Random, *, factories: int = 1, broker_program: Path | None = None,
+    by_role: Callable[[str], dict[str, str]] = lambda role: {}, more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Cluster]:
     """Run a lab on any free port until the block is left; it ends in order, or is killed when the block failed.
 
@@ -136,14 +138,15 @@ async def cluster(
         random: for the proxies.
         factories: how many.
         broker_program: another Mosquitto than the system's.
-        more: environment of the agents.
+        by_role: environment of the agents of a role.
+        more: environment of all agents.
     """
     settings = Settings.read(home=home, configs=ground.configs, port=0)
     said: list[str] = []
     async with AsyncExitStack() as stack:
         stack.enter_context(hold(home))
         supervisor = FaultySupervisor(settings, port=0, factories=factories, tell=said.append, roles=ROLES)
-        supervisor.more = more
+        supervisor.more, supervisor.by_role = more or {}, by_role
         assert supervisor.broker is not None
         if broker_program is not None:
             supervisor.broker.program = broker_program
@@ -154,7 +157,7 @@ async def cluster(
         supervisor.proxies = proxies
         try:
             await supervisor.start()
-            surroundings = environment(home, ground.configs, **more)
+            surroundings = environment(home, ground.configs, **(more or {}))
             lab = RunningLab(home, surroundings, None, port, home.with_name(f"{home.name}-up.log"))  # type: ignore[arg-type]
             yield Cluster(supervisor, proxies, said, lab)
         except BaseException:
@@ -170,7 +173,7 @@ async def cluster(
 
 
 @contextlib.contextmanager
-def reading(home: Path, agent: str) -> AsyncIterator[sqlite3.Connection]:  # type: ignore[misc]
+def reading(home: Path, agent: str) -> Iterator[sqlite3.Connection]:
     """Read an agent's store beside the agent."""
     connection = sqlite3.connect(f"{(home / 'agents' / f'{agent}.db').as_uri()}?mode=ro", uri=True, timeout=30)
     connection.row_factory = sqlite3.Row

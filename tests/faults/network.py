@@ -73,9 +73,10 @@ async def duplicates(arena: Arena) -> None:
     for proxy in proxies:
         proxy.set(repeat=REPEATED)
     try:
-        async with arena.cluster.client() as client, arena.accepted(client, "twice") as one:
-            async with arena.accepted(client, "twice") as two:
-                await asyncio.gather(arena.finish(client, one), arena.finish(client, two))
+        async with (
+            arena.cluster.client() as client, arena.accepted(client, "twice") as one, arena.accepted(client, "twice") as two,
+        ):  # fmt: skip
+            await asyncio.gather(arena.finish(client, one), arena.finish(client, two))
     finally:
         for proxy in proxies:
             proxy.heal()
