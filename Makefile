@@ -1,10 +1,12 @@
 # `make demo` and `make test` set everything up by themselves; `make help` lists the rest.
 #
 #   PYTHON       the interpreter of the virtual environment, 3.11 or later
+#   FAULTS       options of `make faults`, for example --only kill-3 --seed 7 --repeat 1
 #   TORCH_INDEX  address of a further package index, for example that of a smaller CPU build of torch; empty: pip's own
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+FAULTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,17 +15,19 @@ PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint doctor clean distclean
+.PHONY: help setup demo test faults lint doctor clean distclean
 
 help:
 	@echo 'make demo       train a small model on the project'\''s own data and show it'
 	@echo 'make test       all checks and tests'
 	@echo 'make setup      only install: virtual environment, packages, Mosquitto, converter'
+	@echo 'make faults     kill, cut, fill, lock, set back: the fault matrix, about half an hour (docs/faults.md)'
 	@echo 'make lint       ruff, mypy, import contracts, schema drift'
 	@echo 'make doctor     check whether this machine can run a lab'
 	@echo 'make clean      remove caches; make distclean: the virtual environment as well'
 	@echo
 	@echo 'Options: PYTHON=python3.12   TORCH_INDEX=<package index with a CPU build of torch>'
+	@echo '         FAULTS="--only kill --seed 7 --repeat 1"'
 
 setup: $(STAMPS)/converter
 
@@ -37,6 +41,9 @@ test: setup
 	$(BIN)/python -m pytest; tests=$$?; \
 	wait $$checks || { cat $(VENV)/checks.log; exit 1; }; \
 	exit $$tests
+
+faults: setup
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 lint: setup
 	@$(CHECKS)

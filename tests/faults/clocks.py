@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from bus.broker import find_mosquitto
 from bus.lease import LEASE_SECONDS, TTL
+from bus.mosquitto import find_mosquitto
 from meetara.supervise import ROLES
 from protocol.job import EventsQuery, JobEvents, Stage
 from tests.faults.cluster import BROKER, WORK, Cluster, cluster

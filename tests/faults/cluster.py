@@ -43,13 +43,11 @@ class FaultySupervisor(Supervisor):
     by_role: Callable[[str], dict[str, str]]
 
     def _command(self, agent: str, role: str) -> list[str]:
-        command = super()._command(agent, role)
-        command[command.index("--port") + 1] = str(self.proxies[agent].listening)
-        return command
+        proxy = self.proxies[agent]  # of options that are given twice the last one counts
+        return [*super()._command(agent, role), "--host", proxy.host, "--port", str(proxy.listening)]
 
-    def _environment(self, role: str) -> dict[str, str]:
-        kept = {name: value for name, value in super()._environment(role).items() if name != "MEETARA_PORT"}
-        return {**kept, "MEETARA_SLOTS": "1", **self.more, **self.by_role(role)}
+    def _environment(self, agent: str) -> dict[str, str]:
+        return {**super()._environment(agent), "MEETARA_SLOTS": "1", **self.more, **self.by_role(self.agents[agent])}
 
 
 @dataclass
@@ -70,10 +68,10 @@ class Cluster:
     def client(self) -> Client:
         return self.lab.client()
 
-    def login(self, role: str) -> BrokerAddress:
-        """Return the broker's address with the credentials of a role's first agent, past the proxies."""
+    def login(self, name: str) -> BrokerAddress:
+        """Return the broker's address with somebody's credentials, past the proxies."""
         assert self.supervisor.broker is not None
-        return self.supervisor.broker.address(f"{role}-1")
+        return self.supervisor.broker.address(name)
 
     def name(self, what: str) -> str:
         """Return a job's id that was not used before on this home."""
