@@ -30,7 +30,8 @@ from tests.integration.lab import Ground
 FAMILIES = (kills, network, messages, storage, clocks)
 SCENARIO_SECONDS = 900.0
 """More than any scenario needs on a machine that eight others share; what is not over then is stuck."""
-SHORT = ("duplicates",)
+SHORT = ("mixed", "expired")
+"""What `make test` runs with one seed a day (test_rotation.py)."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from protocol.job import Stage
 from protocol.methods import METHODS
 from protocol.voice import EmotionQuery, SpeechRequest
 from tests.faults.cluster import BROKER, WORK
+from tests.faults.proxy import REPEATED
 from tests.faults.scenario import MIDDLE, Arena, Place, Request, scenario
 from tests.integration import lab as integration
 from tests.integration.lab import LIMIT, done_once, events_of, listening, submit
@@ -55,6 +56,22 @@ def kills(offset: int) -> None:
 
 for _offset in range(len(VICTIMS)):
     kills(_offset)
+
+
+@scenario("mixed", "three seeded kills in seeded stages of one job, while 30 % of all publications arrive twice")
+async def mixed(arena: Arena) -> None:
+    stages = sorted(arena.random.sample([*Stage][1:], 3), key=[*Stage].index)
+    for proxy in arena.cluster.proxies.values():
+        proxy.set(repeat=REPEATED)
+    try:
+        async with arena.cluster.client() as client, arena.accepted(client, "mixed") as one:
+            for stage, victim in zip(stages, arena.random.sample(VICTIMS, 3), strict=True):
+                await arena.in_stage(one.job, stage)
+                await slay(arena, client, victim)
+            await arena.finish(client, one)
+    finally:
+        for proxy in arena.cluster.proxies.values():
+            proxy.heal()
 
 
 async def broker_killed(arena: Arena, *, forget: bool) -> None:

@@ -9,13 +9,12 @@ import psutil
 from protocol import Code, LabError
 from protocol.job import JobQuery
 from tests.faults.cluster import BROKER, Cluster
-from tests.faults.proxy import Direction, Rule
+from tests.faults.proxy import REPEATED, Direction, Rule
 from tests.faults.scenario import MIDDLE, Arena, scenario
 from tests.integration.lab import LIMIT
 
 CUT_SECONDS = (3.0, 40.0)
 """From less than the time in which a lost acknowledgement is noticed (10 s) to more than a lease (30 s)."""
-REPEATED = 0.3
 SLOW_BYTES = 12_000.0
 """Bytes per second towards a slow agent: a call of about 500 bytes takes 40 ms."""
 FLOOD = 300

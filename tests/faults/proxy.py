@@ -13,6 +13,8 @@ from random import Random
 
 from tests.faults.frames import Frames, may_be_repeated, repeated
 
+REPEATED = 0.3
+"""Share of publications that a bad network repeats in the scenarios."""
 CHUNK = 4096
 """Bytes read at once: small, so that a throttled direction pushes back on its sender soon."""
 

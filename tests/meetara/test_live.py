@@ -105,6 +105,17 @@ def test_the_result_shows_file_numbers_gates_and_answers():
         assert part in shown, part
 
 
+def test_an_artefact_that_is_gone_is_noticed_where_the_store_is_on_this_machine(tmp_path):
+    file = tmp_path / "home" / "artefacts" / "ab" / "a model.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF")
+    remote = Artefact(kind="card", uri="file:///nowhere/artefacts/ab/README.md", sha256="ab", bytes=1)
+    final = snapshot(State.DONE, artefacts=[Artefact(kind="gguf", uri=file.as_uri(), sha256="ab", bytes=4), remote])
+    assert result.missing(final) == []
+    file.unlink()
+    assert result.missing(final) == [file.as_uri()]
+
+
 def test_sizes_times_and_money_keep_their_meaning():
     assert [show.size(8_123_456), show.size(999), show.size(None)] == ["8.12 MB", "999 B", show.MISSING]
     assert [show.duration(59.94), show.duration(200), show.duration(7500)] == ["59.9 s", "3 min 20 s", "2 h 5 min"]

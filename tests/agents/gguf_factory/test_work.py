@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from agents.gguf_factory import work
+from protocol import Code
 from tests.agents.gguf_factory.bases import ROOT, make_base
 from tests.agents.gguf_factory.runs import make_job
 
@@ -70,6 +71,23 @@ def test_an_unforeseen_error_fails_with_its_type(folder: Path) -> None:
     assert process.returncode == 1 and "Traceback" in error
     failed = lines(out)[-1]
     assert failed["stage"] == "data" and "ZeroDivisionError" in failed["error"]["message"]
+
+
+@pytest.mark.parametrize("raised", [
+    "OSError(28, 'No space left on device')",
+    "RuntimeError('I/O error: No space left on device (os error 28)')",  # safetensors' way
+    "LabError(Code.TOOLCHAIN, 'the converter failed: OSError: [Errno 28] No space left on device')",
+])  # fmt: skip
+def test_a_full_disk_fails_as_such_in_whoevers_words_and_even_if_the_log_is_full_too(folder: Path, raised: str) -> None:
+    process = start(folder, f"""
+        def stage(job):
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+            raise {raised}
+    """)  # fmt: skip
+    out, _ = process.communicate(timeout=60)
+    error = lines(out)[-1]["error"]
+    assert error["code"] == Code.NO_SPACE and error["data"]["retry"] == "later"
+    assert "No space left" in error["message"] and "MB are free" in error["message"] and "Free some" in error["message"]
 
 
 def test_sigterm_lets_a_stage_save_and_ends_with_stopped(folder: Path) -> None:
