@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,22 +66,15 @@ async def facts(client: object, job: str) -> list[str]:
     return [event.type for event in found.events]
 
 
-def faketime() -> Path | None:
-    """Return libfaketime where Debian or Fedora put it."""
-    places = [
-        *Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), Path("/usr/lib64/faketime/libfaketime.so.1"),
-        Path("/usr/lib/faketime/libfaketime.so.1"),
-    ]  # fmt: skip
-    return next((place for place in places if place.is_file()), None)
-
-
-def no_faketime() -> str | None:
+def no_clock() -> str | None:
     """Why clocks cannot be set for single processes, if so."""
-    return None if faketime() else "libfaketime is not installed (apt-get install faketime)"
+    if sys.platform != "linux":
+        return "clocks of single processes can be set on Linux only"
+    return None if shutil.which("cc") else "there is no C compiler (cc)"
 
 
 class Clocks:
-    """Wall clocks by role, each in a file that libfaketime reads; the monotonic clocks stay true.
+    """Wall clocks by role, set by wall_clock.c; the monotonic clocks stay true.
 
     Args:
         folder: for the files.
@@ -87,26 +83,25 @@ class Clocks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
+        source = Path(__file__).with_name("wall_clock.c")
+        self.library = folder / "wall_clock.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", self.library, source], check=True)
         for name in (*ROLES, BROKER):
-            self.set(name, 0.0)
+            (folder / name).write_bytes(bytes(8))
 
     def set(self, name: str, seconds: float) -> None:
         """Let a role's clock differ from the true one by so many seconds."""
-        new = self.folder / f"{name}.new"
-        new.write_text(f"{seconds:+.0f}\n")
-        new.replace(self.folder / name)
+        with (self.folder / name).open("r+b") as file:  # in place: the processes look into this very file
+            file.write(struct.pack("q", int(seconds)))
 
     def environment(self, name: str) -> dict[str, str]:
-        return {
-            "LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(self.folder / name), "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1", "FAKETIME_DONT_RESET": "1",
-        }  # fmt: skip
+        return {"LD_PRELOAD": str(self.library), "WALL_CLOCK_FILE": str(self.folder / name)}
 
     def broker(self) -> Path:
         """Return a program that runs Mosquitto with the broker's clock."""
         script = self.folder / "mosquitto.sh"
         sets = " ".join(f"{name}='{value}'" for name, value in self.environment(BROKER).items())
-        script.write_text(f"#!/bin/sh\nexec {shutil.which('env')} {sets} {find_mosquitto()} \"$@\"\n")
+        script.write_text(f"#!/bin/sh\nexec env {sets} {find_mosquitto()} \"$@\"\n")
         script.chmod(0o755)
         return script
 
@@ -130,7 +125,7 @@ async def with_clocks(arena: Arena, act: Callable[[Cluster, Clocks], object]) ->
 def step(name: str, seconds: float, who: str) -> None:
     """Put a step of clocks into the matrix."""
 
-    @scenario(name, f"the clock of {who} is set by {seconds / HOUR:+.0f} h in a seeded stage", place=Place.OWN, needs=no_faketime)
+    @scenario(name, f"the clock of {who} is set by {seconds / HOUR:+.0f} h in a seeded stage", place=Place.OWN, needs=no_clock)
     async def run(arena: Arena) -> None:
         chosen = [*ROLES, BROKER] if who == "all" else [arena.random.choice(ROLES)]
 
@@ -148,7 +143,7 @@ step("clock-one-back", -HOUR, "a seeded agent")
 
 
 @scenario("asleep", "all processes, the broker too, are stopped for 3-6 s and their clocks go on by an hour",
-          place=Place.OWN, needs=no_faketime)  # fmt: skip
+          place=Place.OWN, needs=no_clock)  # fmt: skip
 async def asleep(arena: Arena) -> None:
     async def act(lab: Cluster, clocks: Clocks) -> None:
         everybody = [process for victim in (*ROLES, WORK, BROKER) for process in lab.processes(victim)]
