@@ -302,11 +302,11 @@ class BaseAgent:
             batch = [await anext(messages)]
             while session.waiting() and len(batch) < RECEIVE_MAXIMUM:
                 batch.append(await anext(messages))
-            await self._until_stored(lambda batch=batch: self.take_in(batch))  # type: ignore[misc]
+            await self.until_stored(lambda batch=batch: self.take_in(batch))  # type: ignore[misc]
             for incoming in batch:
                 session.ack(incoming)
 
-    async def _until_stored(self, work: Callable[[], None]) -> None:
+    async def until_stored(self, work: Callable[[], None]) -> None:
         """Repeat until SQLite lets it happen: a full disk or a locked file delays messages, it loses none."""
         while True:
             try:
@@ -369,15 +369,15 @@ class BaseAgent:
             self.log.error("home not writable", reason=str(error), file=str(self._life.path))
 
     async def _clock(self) -> None:
-        await self._until_stored(self._forget)
+        await self.until_stored(self._forget)
         apart = self._clocks_apart()
         while True:
             self._wake.clear()
             step = self._clocks_apart() - apart
             if abs(step) > CLOCK_STEP:
-                await self._until_stored(lambda step=step: self.follow_clock(step))  # type: ignore[misc]
+                await self.until_stored(lambda step=step: self.follow_clock(step))  # type: ignore[misc]
                 apart += step
-            await self._until_stored(self.fire_due)
+            await self.until_stored(self.fire_due)
             await self._until_next(self._wake)
 
     def _forget(self) -> None:

@@ -105,8 +105,12 @@ class FactoryAgent(BaseAgent):
             result = LabError.from_body(ErrorBody.model_validate(answer["error"]))
         else:
             result = LabError(Code.INTERNAL, answer["crash"], retry=Retry.LATER)
-        with self.transaction() as tx:
-            tx.reply(call, result)
+
+        def reply() -> None:
+            with self.transaction() as tx:
+                tx.reply(call, result)
+
+        await self.until_stored(reply)
 
     # running
 
@@ -142,16 +146,22 @@ class FactoryAgent(BaseAgent):
             over = [process for job, process in self.processes.items() if job == run.job or self.held(job, tx) is None]
         folder = self.home / "jobs" / run.job
         process = JobProcess(
-            folder, self.slots, lambda line: self.heard(run, line), lambda status: self.ended(run, process, status)
-        )
+            folder, self.slots,
+            lambda line: self.until_stored(lambda: self.heard(run, line)),
+            lambda status: self.until_stored(lambda: self.ended(run, process, status)),
+        )  # fmt: skip
         self.processes[run.job] = process
 
         async def work() -> None:
             # a process takes a second to leave after its last word; until then it has its memory and its cores
             await asyncio.gather(*(old.stop(CANCEL_GRACE) for old in over))
-            folder.mkdir(parents=True, exist_ok=True)
-            write_job(folder, run)
-            await process.run()
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_job(folder, run)
+                await process.run()
+            finally:  # a stopping factory waits for what is in here
+                if self.processes.get(run.job) is process:
+                    del self.processes[run.job]
 
         self.spawn(work())
 
@@ -189,7 +199,8 @@ class FactoryAgent(BaseAgent):
         if self.processes.get(run.job) is process:
             del self.processes[run.job]
         with self.transaction() as tx:
-            stops = self.stop_calls.pop(run.job, [])
+            stops = list(self.stop_calls.get(run.job, []))
+            tx.after_commit(lambda: self.stop_calls.pop(run.job, None))
             for call in stops:
                 tx.reply(call, Empty())
             if not self.current(run, tx):

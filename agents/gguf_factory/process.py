@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ class JobProcess:
     """
 
     def __init__(
-        self, folder: Path, slots: int, heard: Callable[[dict[str, Any]], None], ended: Callable[[int], None]
-    ) -> None:
+        self, folder: Path, slots: int, heard: Callable[[dict[str, Any]], Awaitable[None]],
+        ended: Callable[[int], Awaitable[None]],
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.slots = slots
         self.heard = heard
@@ -50,7 +51,7 @@ class JobProcess:
     async def run(self) -> None:
         """Start the process and listen until it has ended; one that was stopped before is never started."""
         if self._stopping.is_set():
-            self.ended(-signal.SIGTERM)
+            await self.ended(-signal.SIGTERM)
             return
         with (self.folder / "log.txt").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -64,12 +65,12 @@ class JobProcess:
         assert process.stdout is not None
         try:
             async for line in process.stdout:
-                self.heard(json.loads(line))
+                await self.heard(json.loads(line))
             status = await process.wait()
         except BaseException:
             self._signal(signal.SIGKILL)
             raise
-        self.ended(status)
+        await self.ended(status)
 
     async def stop(self, grace: float) -> None:
         """Ask the process to save and end; after `grace` seconds kill it and everything it started."""

@@ -1,0 +1,82 @@
+"""The factory's shell when the disk is full: what a job's process says waits, and a failed listener holds nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.gguf_factory import agent as module
+from agents.gguf_factory.agent import FactoryAgent
+from bus import BrokerAddress, Wiring
+from tests.agents.gguf_factory.bases import make_base
+from tests.agents.gguf_factory.runs import make_job
+
+
+class Rig:
+    """A factory that nobody serves, with one job that it holds."""
+
+    def __init__(self, folder: Path) -> None:
+        job = make_job(folder / "home", make_base(folder / "base"))
+        self.run = job.run
+        self.agent = FactoryAgent(Wiring("gguf_factory-1", job.home, BrokerAddress("127.0.0.1", 1)))
+        with self.agent.transaction() as tx:
+            tx.connection.execute(
+                "INSERT INTO runs (job, request, renewed_at) VALUES (?, ?, 0)", (self.run.job, self.run.model_dump_json())
+            )
+
+    def reports(self) -> list[str]:
+        return [row["id"] for row in self.agent.store.connection.execute("SELECT id FROM outbox WHERE method = 'job.report'")]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> Any:
+    made = Rig(tmp_path)
+    yield made
+    made.agent.store.close()
+
+
+async def test_a_listener_that_fails_does_not_hold_up_the_factorys_end(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(self: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.JobProcess, "run", run)
+    rig.agent.launch(rig.run)
+    await rig.agent._stop.wait()
+    assert isinstance(rig.agent._failure, OSError)
+    await asyncio.wait_for(rig.agent.stopping(), 5)
+
+
+async def test_what_a_process_says_while_the_store_is_full_is_reported_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = rig.agent.heard
+    full = 2
+
+    def say(run: Any, line: dict[str, Any]) -> None:
+        nonlocal full
+        if full:
+            full -= 1
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        heard(run, line)
+
+    async def run(self: Any) -> None:
+        await self.heard({"kind": "stage_started", "stage": "data"})
+        await self.ended(0)
+
+    async def at_once(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(rig.agent, "heard", say)
+    monkeypatch.setattr(module.JobProcess, "run", run)
+    monkeypatch.setattr("bus.agent.asyncio.sleep", at_once)
+    rig.agent.launch(rig.run)
+    await asyncio.gather(*rig.agent._tasks)
+    assert rig.agent._failure is None and full == 0
+    assert len(rig.reports()) == 2, "the stage's start, and that the process ended without a word"
