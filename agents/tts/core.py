@@ -15,9 +15,13 @@ CLAUSE_LIMIT = 800
 """Estimated phonemes without a pause. espeak-ng drops what a clause has above about 1,000: of twenty numbers of nine
 digits in a row it said sixteen. Prose stays far below it."""
 
-PHONEMES = {"Lo": 14, "Lu": 4, "Nd": 6, "Nl": 8, "No": 8, "S": 20, "P": 8}
-"""Phonemes of a character by its Unicode category, the longest of each: "Chinese letter", "double u", a digit's share
-of "nine hundred ninety-nine million", "woman astronaut", "asterisk". All others count as one."""
+PHONEMES = {"Lu": 4, "Nd": 6, "Nl": 8, "No": 8, "S": 20, "P": 8}
+"""Phonemes of a character by its Unicode category, the longest of each: "double u", a digit's share of "nine hundred
+ninety-nine million", "woman astronaut", "asterisk". All others count as one."""
+SPELT_OUT = 14
+"""Phonemes of a letter that is named instead of read: "Chinese letter", "lambda", "letter one e b f"."""
+LATIN_END = "\u024f"
+"""The last letter that the English voice reads."""
 
 PAUSES = frozenset(".,;:!?…")
 """Characters that make a pause where a space follows: "3.14" and "1,000" have none."""
@@ -81,6 +85,14 @@ def spoken(text: str) -> str:
     return _with_pauses("".join(plain).strip())
 
 
+def phonemes(character: str) -> int:
+    """Estimate how many phonemes a character becomes, rather too many."""
+    category = unicodedata.category(character)
+    if character > LATIN_END and category[0] == "L":
+        return SPELT_OUT
+    return PHONEMES.get(category, PHONEMES.get(category[0], 1))
+
+
 def _with_pauses(text: str) -> str:
     """Put a comma where a clause would become too long, at a space if there was one since the last pause."""
     pieces: list[str] = []
@@ -90,8 +102,7 @@ def _with_pauses(text: str) -> str:
             if character == "\n" or text[at - 1 : at] in PAUSES:
                 length = 0
             space, since_space = at, 0
-        category = unicodedata.category(character)
-        cost = PHONEMES.get(category, PHONEMES.get(category[0], 1))
+        cost = phonemes(character)
         if length + cost > CLAUSE_LIMIT:
             cut = space if space > begin else at
             pieces.append(text[begin:cut] + ", ")

@@ -32,7 +32,7 @@ class Recordings:
     """The folder.
 
     Args:
-        folder: where the files are; it is made.
+        folder: where the files are; it need not exist.
         owner: begins the names of unfinished files, so that only their maker removes them.
         size_limit: bytes of all files.
         age_limit: since a file was last asked for.
@@ -45,12 +45,12 @@ class Recordings:
         self.owner = owner
         self.size_limit = size_limit
         self.age_limit = age_limit
-        folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob(f".{owner}-*.part"):  # of a process that was killed
             part.unlink(missing_ok=True)
 
     def part(self, name: str) -> Path:
-        """Return where an unfinished file is written."""
+        """Return where an unfinished file is written; its folder is made."""
+        self.folder.mkdir(parents=True, exist_ok=True)  # a person may have removed it
         return self.folder / f".{self.owner}-{name}.part"
 
     def path(self, sha256: str) -> Path:

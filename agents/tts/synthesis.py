@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,8 +49,9 @@ async def synthesise(utterance: Utterance, file: Path) -> None:
                 stdin=asyncio.subprocess.PIPE, stdout=out, stderr=asyncio.subprocess.PIPE,
             )  # fmt: skip
     except OSError as error:
+        code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.INTERNAL
         raise LabError(
-            Code.NO_SPACE, f"the speech synthesis cannot start: {error.strerror}.", advice=FREE, retry=Retry.LATER
+            code, f"the speech synthesis cannot start: {error.strerror}.", advice=FREE, retry=Retry.LATER
         ) from error
     try:
         async with asyncio.timeout(seconds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,6 +96,8 @@ async def test_the_same_text_and_voice_again_is_the_same_file_without_a_synthesi
         agent.recordings.path(first.sha256).unlink()
         third = await say(client)
         assert third.sha256 == first.sha256 and third.generation_time_ms is not None, "made again, of the same bytes"
+        shutil.rmtree(agent.recordings.folder)
+        assert (await say(client)).sha256 == first.sha256
 
 
 async def test_calls_for_the_same_audio_at_once_share_one_synthesis(wiring: Wiring) -> None:

@@ -101,10 +101,7 @@ def test_characters_that_are_no_text_do_not_reach_the_synthesiser(text, wanted):
 def longest_clause(text: str) -> int:
     """Return the highest estimate of phonemes between two pauses."""
     clauses = text.replace("\n", ", ").replace(". ", ", ").replace("! ", ", ").split(", ")
-    return max(
-        sum(core.PHONEMES.get(kind := core.unicodedata.category(c), core.PHONEMES.get(kind[0], 1)) for c in clause)
-        for clause in clauses
-    )
+    return max(sum(core.phonemes(character) for character in clause) for clause in clauses)
 
 
 @pytest.mark.parametrize("text", ["987654321 " * 800, "1,000,000 " * 800, "word " * 1600, "% & " * 2000])
