@@ -28,7 +28,7 @@ import psutil
 from pydantic import ValidationError
 
 from bus import users
-from bus.acl import Secret, dynamic_security
+from bus.acl import SHARED, Secret, dynamic_security
 from bus.address import BrokerAddress
 from bus.files import read_json, write_private
 from bus.mosquitto import find_plugin, logging, storage
@@ -279,23 +279,38 @@ async def agents_present(
 
 
 async def await_agents(
-    session: Session, topics: Topics, agents: Collection[str], *, since: datetime | None = None
+    session: Session, topics: Topics, agents: Collection[str], *, since: datetime | None = None, subscribed: bool = False
 ) -> None:
-    """Return when all named agents have announced themselves, as `agents_present` on a session that is there."""
+    """Return when all named agents have announced themselves, as `agents_present` on a session that is there.
+
+    Args:
+        session: of a login that may read presences.
+        topics: the lab's topics.
+        agents: the agents' ids.
+        since: retained announcements older than this do not count.
+        subscribed: wait also until there are as many shared subscriptions, which a broker with a `sys_interval` tells:
+            that needs no clock.
+    """
     missing = set(agents)
+    shared = 0
+    if subscribed:
+        await session.subscribe(SHARED)
     await session.subscribe(topics.of("presence", role="+", agent="+"))
     async for incoming in session:
         session.ack(incoming)
-        try:
-            presence = Presence.model_validate_json(incoming.payload)
-        except ValidationError:  # an agent of another version; it is not one of ours
-            continue
-        fresh = since is None or not incoming.retain or (presence.at is not None and presence.at >= since)
-        if presence.online and fresh:
-            missing.discard(presence.agent)
-        elif not presence.online and presence.agent in agents:
-            missing.add(presence.agent)
-        if not missing:
+        if incoming.topic == SHARED:
+            shared = int(incoming.payload)
+        else:
+            try:
+                presence = Presence.model_validate_json(incoming.payload)
+            except ValidationError:  # an agent of another version; it is not one of ours
+                continue
+            fresh = since is None or not incoming.retain or (presence.at is not None and presence.at >= since)
+            if presence.online and fresh:
+                missing.discard(presence.agent)
+            elif not presence.online and presence.agent in agents:
+                missing.add(presence.agent)
+        if not missing and (not subscribed or shared >= len(agents)):
             return
 
 

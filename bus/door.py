@@ -3,8 +3,8 @@
     python -m bus.door --listen 0.0.0.0:1883 --agents router-1,conductor-1
 
 Who brings no login gets the door's own, which has a person's rights; a door without one turns him away. The door opens
-when all agents have announced themselves since the broker started, and closes, with every connection, when the broker
-goes: nothing that a person publishes can go nowhere (docs/decisions/0003-user-gate.md).
+when all agents are announced and subscribed, and closes, with every connection, when the broker goes: nothing that a
+person publishes can go nowhere (docs/decisions/0003-user-gate.md).
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import ssl
 import struct
 import sys
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
 
 import aiomqtt
 import structlog
 
-from bus.acl import DOOR, UPTIME
+from bus.acl import DOOR
 from bus.address import BrokerAddress
 from bus.broker import await_agents
 from bus.logs import configure
@@ -34,8 +33,6 @@ from protocol.errors import Code, LabError, Retry
 from protocol.ids import uuid7
 from protocol.topics import Topics
 
-UPTIME_SECONDS = 30.0
-"""Longer than any sensible `sys_interval`."""
 HELLO_SECONDS = 10.0
 """A connection that has not said CONNECT by then is closed."""
 MOST = 512
@@ -224,40 +221,18 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
-async def broker_start(session: Session) -> datetime:
-    """Return when the broker started, as it tells itself; what is retained from before is older.
-
-    Raises:
-        LabError: CONFIGURATION when it does not tell.
-    """
-    await session.subscribe(UPTIME)
-    try:
-        async with asyncio.timeout(UPTIME_SECONDS):
-            async for incoming in session:
-                session.ack(incoming)
-                if incoming.topic == UPTIME and not incoming.retain:  # a retained one may be as old as sys_interval
-                    seconds = int(incoming.payload.split()[0])
-                    return datetime.now(UTC) - timedelta(seconds=seconds + 1)  # it tells whole seconds
-    except TimeoutError:
-        pass
-    raise LabError(
-        Code.CONFIGURATION, f"the broker does not tell its uptime on {UPTIME}.",
-        advice="Set sys_interval to a few seconds in its mosquitto.conf, and let the door's login read it.",
-    )  # fmt: skip
-
-
 async def keep(door: Door, lab: str, agents: Collection[str]) -> None:
     """Open the door when all agents are there, close it when the broker goes, without end.
 
     Raises:
-        LabError: the broker's settings or the door's address are wrong.
+        LabError: the broker's certificate or rules, or the door's address, are wrong.
     """
     log = structlog.get_logger()
     while True:
         try:
             async with Session.connect(door.broker, f"meetara-door-{uuid7()}", durable=False) as session:
-                since = await broker_start(session)
-                await await_agents(session, Topics(lab), agents, since=since)
+                log.info("waiting", agents=sorted(agents))
+                await await_agents(session, Topics(lab), agents, subscribed=True)
                 await door.open()
                 log.info("open", listen=f"{door.listen.host}:{door.port}")
                 async for incoming in session:  # until the connection breaks

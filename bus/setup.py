@@ -31,8 +31,8 @@ from protocol.topics import OPERATOR, Topics
 
 CONFIG, DATA = "/mosquitto/config", "/mosquitto/data"
 """Folders of the official broker image."""
-UPTIME_INTERVAL = 3
-"""Seconds between two words of the broker about its age; the door waits for one."""
+SYS_INTERVAL = 1
+"""Seconds between two looks of the broker at its own numbers; the door waits for one of them."""
 
 
 def role_of(agent: str) -> str:
@@ -103,7 +103,7 @@ def configuration(inside: str, data: str, plugin: str, port: int) -> str:
         f"plugin {plugin}",
         f"plugin_opt_config_file {inside}/dynamic-security.json",
         *storage(f"{data}/"),
-        f"sys_interval {UPTIME_INTERVAL}",
+        f"sys_interval {SYS_INTERVAL}",
         *logging("stdout"),
     ]
     return "\n".join(lines) + "\n"

@@ -15,9 +15,10 @@ import aiomqtt
 import pytest
 
 from bus import certs, setup
+from bus.acl import SHARED
 from bus.address import BrokerAddress
 from bus.broker import await_agents, free_port
-from bus.door import Connect, Door, broker_start, keep
+from bus.door import Connect, Door, keep
 from bus.mosquitto import find_mosquitto
 from bus.session import Refused, Session
 from protocol import Code, LabError, Topics
@@ -91,8 +92,7 @@ class Compose:
 
 
 @pytest.fixture
-async def compose(tmp_path, monkeypatch) -> AsyncIterator[Compose]:
-    monkeypatch.setattr(setup, "UPTIME_INTERVAL", 1)
+async def compose(tmp_path) -> AsyncIterator[Compose]:
     found = Compose(tmp_path)
     await found.start()
     yield found
@@ -150,9 +150,12 @@ async def test_the_door_is_open_while_the_broker_has_all_agents(compose):
     async with kept(door):
         async with compose.agent("router-1"):
             async with Session.connect(compose.address("door"), "test", durable=False) as session:
-                await broker_start(session)  # the door has heard it as well, and been handed what is retained
-                await await_agents(session, TOPICS, ["conductor-1"])
-            assert not door.is_open, "that the conductor is there was said before the broker started"
+                await await_agents(session, TOPICS, AGENTS)  # as was said before the broker was killed
+                await session.subscribe(SHARED)
+                async for incoming in session:
+                    if incoming.topic == SHARED and incoming.payload == b"1":
+                        break
+            assert not door.is_open, "what the conductor said before is still there, its subscription is not"
             async with compose.agent("conductor-1"):
                 await opened(door)
         await opened(door)
