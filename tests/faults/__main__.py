@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ from tests.faults.verdict import Tally
 from tests.integration.lab import Ground
 
 FAMILIES = (kills, network, messages, storage, clocks)
+"""The modules whose import fills the matrix, in the order of the table."""
 SCENARIO_SECONDS = 900.0
 """More than any scenario needs on a machine that eight others share; what is not over then is stuck."""
 SHORT = ("mixed", "expired")
@@ -128,6 +130,9 @@ async def run(chosen: Sequence[Scenario], seed: int, repeats: int) -> list[Row]:
     """Run scenarios and print a row after each."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     runner, rows = Runner(folder, seed), []
+    whole = asyncio.current_task()
+    assert whole is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)  # labs end and disks are unmounted
     print(header(), flush=True)
     try:
         for scenario in chosen:
@@ -148,12 +153,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--seed", type=int, default=1, help="of the first repeat; default 1")
     parser.add_argument("--repeat", type=int, default=2, metavar="K", help="seeds per scenario; default 2")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these scenarios; kill- stands for all that begin so")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="scenarios whose names begin so")
     parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")
     parser.add_argument("--list", action="store_true", help="tell the scenarios and what each does")
     options = parser.parse_args(arguments)
     wanted = options.only or (SHORT if options.short else ("",))
-    chosen = [one for name, one in MATRIX.items() if any(name == word or name.startswith(word) for word in wanted)]
+    ordered = [one for family in FAMILIES for one in MATRIX.values() if one.run.__module__ == family.__name__]
+    chosen = [one for one in ordered if any(one.name.startswith(word) for word in wanted)]
     if options.list:
         for one in chosen:
             print(f"{one.name:<20} {one.does}")

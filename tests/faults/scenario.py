@@ -149,7 +149,7 @@ class Arena:
 
 
 MATRIX: dict[str, Scenario] = {}
-"""All scenarios by name, in the order of the table."""
+"""All scenarios by name."""
 
 
 def scenario(
