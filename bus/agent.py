@@ -108,6 +108,9 @@ class BaseAgent:
     async def stopping(self) -> None:
         """Called on SIGTERM while the agent is still connected."""
 
+    def broker_forgot(self) -> None:
+        """Called when the agent is connected again and the broker has lost its memory: publish what it should retain."""
+
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         """Called when the wall clock was set by so many seconds: move the times in the agent's own tables with it."""
 
@@ -241,8 +244,7 @@ class BaseAgent:
         offline = Presence(agent=self.agent, role=self.role, online=False).model_dump_json().encode()
         while not self._stop.is_set():
             try:
-                if self._announced:
-                    await refuse_displacement(self.wiring, self.instance, presence)
+                known = not self._announced or await refuse_displacement(self.wiring, self.instance, presence)
                 async with Session.connect(
                     self.wiring.broker, f"{self.wiring.lab}-{self.client}", durable=True, will=Will(presence, offline)
                 ) as session:
@@ -250,6 +252,9 @@ class BaseAgent:
                     self._session = session
                     pause = RECONNECT[0]
                     self.announce(again=True)
+                    if not known:
+                        self.log.warning("the broker has forgotten what it retained; telling it again")
+                        self.broker_forgot()
                     if first:
                         await self.started()
                         first = False

@@ -22,13 +22,16 @@ RETAINED_SECONDS = 0.5
 """A retained message follows its subscription at once; after so long there is none (the broker has forgotten it)."""
 
 
-async def refuse_displacement(wiring: Wiring, instance: str, presence_topic: str) -> None:
+async def refuse_displacement(wiring: Wiring, instance: str, presence_topic: str) -> bool:
     """Return if the last presence under the agent's name is this store's own, or says that nobody is there.
 
     Args:
         wiring: the agent's.
         instance: of the agent's store. Processes on one store follow each other, they never meet: a lock sees to that.
         presence_topic: where the agent is announced.
+
+    Returns:
+        Whether there is a presence. Without one the broker has forgotten it, and then everything that it retained.
 
     Raises:
         LabError: CONFLICT, another process has taken the agent's place.
@@ -44,4 +47,5 @@ async def refuse_displacement(wiring: Wiring, instance: str, presence_topic: str
                         last = Presence.model_validate_json(incoming.payload)
                         if last.online and last.instance not in (None, instance):
                             raise taken_over(wiring.broker, wiring.agent)
-                    return
+                    return True
+        return False

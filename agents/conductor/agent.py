@@ -159,6 +159,16 @@ class ConductorAgent(BaseAgent):
         self.log.warning("the factory did not confirm the stop", job=job)
         self.happen(job, Stopped(), tx)
 
+    # after a broker that lost its memory
+
+    def broker_forgot(self) -> None:
+        """Retain the newest snapshots again: whoever looks at a job with nothing but MQTT finds it there."""
+        with self.transaction() as tx:
+            rows = tx.connection.execute("SELECT record FROM jobs ORDER BY submitted_at DESC LIMIT 200").fetchall()
+            for row in reversed(rows):
+                record = JobRecord.model_validate_json(row["record"])
+                tx.publish("job_state", record.snapshot(), job=record.job)
+
     # the core
 
     def find(self, job: str, tx: Transaction) -> JobRecord | None:

@@ -81,6 +81,12 @@ class GpuOrchestratorAgent(BaseAgent):
             self._grace(tx)
             self._tell(tx)
 
+    def broker_forgot(self) -> None:
+        """Tell the provider's status again."""
+        self._told = None
+        with self.transaction() as tx:
+            self._tell(tx)
+
     # machines
 
     def _heard(self, topic: str, payload: bytes) -> None:

@@ -277,6 +277,24 @@ async def test_a_clock_set_back_is_noticed_and_its_timers_still_fire(broker: Pla
         await asyncio.wait_for(fired.wait(), 20)
 
 
+async def test_an_agent_tells_a_broker_that_lost_its_memory_what_it_should_retain(
+    broker: PlainBroker, tmp_path: Path
+) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    told = asyncio.Event()
+    agent.broker_forgot = told.set  # type: ignore[method-assign]
+    async with running(agent):
+        while not agent._announced:
+            await asyncio.sleep(0.01)
+        broker.kill()
+        for saved in broker.folder.glob("mosquitto.db*"):
+            saved.unlink()
+        broker.start()
+        await asyncio.wait_for(told.wait(), 20)
+        async with Client(broker.address) as client, client.subscription("presence", role="+", agent="+") as seen:
+            await asyncio.wait_for(anext(seen), 20)
+
+
 async def test_the_displaced_of_two_processes_with_one_name_ends_and_says_why(broker: PlainBroker, tmp_path: Path) -> None:
     first = Counter(Wiring("router-1", tmp_path / "one", broker.address))
     second = Counter(Wiring("router-1", tmp_path / "two", broker.address))

@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 from meetara.supervise import ROLES
+from protocol import JobSnapshot
 from protocol.job import Stage
 from protocol.methods import METHODS
 from protocol.voice import EmotionQuery, SpeechRequest
@@ -89,6 +90,10 @@ async def broker_killed(arena: Arena, *, forget: bool) -> None:
             second = Request(job, request, ears, [await asked])
             await arena.finish(client, one)
             await arena.finish(client, second)
+    async with arena.cluster.client() as newcomer, listening(newcomer, one.job) as ears:
+        async with asyncio.timeout(LIMIT):
+            retained = await ears.first(JobSnapshot)
+        arena.tally.expect(retained.state == "done", f"the broker retains how {one.job} ended: {retained.state}")
 
 
 @scenario("broker-killed", "the broker is killed three times and keeps its database")

@@ -165,6 +165,13 @@ def test_jobs_and_their_facts_can_be_asked_for(job):
     assert later is not None and [event["seq"] for event in later["result"]["events"]] == [6, 7, 8]
 
 
+def test_a_broker_that_lost_its_memory_is_told_the_snapshots_again(job):
+    run(job)
+    before = job.published("job/j1/state")
+    job.agent.broker_forgot()
+    assert job.published("job/j1/state") == [*before, before[-1]]
+
+
 @pytest.mark.parametrize("method", ["job.get", "job.events", "job.cancel"])
 def test_an_unknown_job_is_not_found(job, method):
     job.start()

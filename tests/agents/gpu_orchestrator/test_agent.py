@@ -263,6 +263,8 @@ async def test_status_is_told_when_it_changes_and_only_then(rig):
     rig.factory()
     await rig.lease("a")
     assert rig.statuses() == [("down", 0, 0), ("up", 1, 1), ("up", 1, 0)]
+    rig.agent.broker_forgot()
+    assert rig.statuses()[3:] == [("up", 1, 0)], "and again when the broker has lost its memory"
 
 
 async def test_a_card_that_cannot_be_read_is_left_out(rig):
