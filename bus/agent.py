@@ -15,7 +15,7 @@ import json
 import random
 import signal
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
@@ -32,7 +32,7 @@ from bus.namesake import refuse_displacement
 from bus.outbox import Outbox, ReplyHandler
 from bus.process import Wiring
 from bus.sender import Publisher, Sender
-from bus.session import RECEIVE_MAXIMUM, Incoming, Session, Will
+from bus.session import Incoming, Session, Will
 from bus.store import Store, passing
 from bus.tasks import end, within
 from bus.transaction import Transaction
@@ -185,7 +185,7 @@ class BaseAgent:
 
         return self._keep(asyncio.create_task(guarded()))
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Awaitable[None]) -> None:
         async def quiet() -> None:
             with contextlib.suppress(aiomqtt.MqttError):  # best effort by contract; the session's loop reconnects
                 await work
@@ -262,8 +262,7 @@ class BaseAgent:
                     self.log.info("online", broker=str(self.wiring.broker))
                     await self._serve(session)
                     await self.stopping()
-                    await within(self.send_due(session), FLUSH_LIMIT)
-                    await session.publish(presence, offline, retain=True)
+                    await within(self._leave(session, presence, offline), FLUSH_LIMIT)
             except (aiomqtt.MqttError, sqlite3.OperationalError) as error:
                 if isinstance(error, aiomqtt.MqttError):
                     self.log.warning("broker not reachable", broker=str(self.wiring.broker), reason=str(error))
@@ -286,27 +285,23 @@ class BaseAgent:
         await session.subscribe(self.topics.shared(self.role))
 
     async def _serve(self, session: Session) -> None:
-        tasks = {
-            asyncio.create_task(self._receive(session)),
-            asyncio.create_task(self._keep_sending(session)),
-            asyncio.create_task(self._stopped()),
-        }
+        sending = asyncio.create_task(self._keep_sending(session))
+        tasks = {asyncio.create_task(self._receive(session)), asyncio.create_task(self._stopped()), sending}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+            await asyncio.wait({sending}, timeout=FLUSH_LIMIT)  # what is on its way would go out once more
         finally:
             await end(tasks)
 
     async def _stopped(self) -> None:
         await self._stop.wait()
+        self._send.set()
 
     async def _receive(self, session: Session) -> None:
-        messages = aiter(session)
         while True:
-            batch = [await anext(messages)]
-            while session.waiting() and len(batch) < RECEIVE_MAXIMUM:
-                batch.append(await anext(messages))
+            batch = await session.receive()
             await self.until_stored(lambda batch=batch: self.take_in(batch))  # type: ignore[misc]
             for incoming in batch:
                 session.ack(incoming)
@@ -350,8 +345,13 @@ class BaseAgent:
         """Send the replies, publications and calls that are due now; see `Sender.send_due`."""
         return await self._sender.send_due(session)
 
+    async def _leave(self, session: Session, presence: str, offline: bytes) -> None:
+        while await self.send_due(session):
+            pass
+        await session.publish(presence, offline, retain=True)
+
     async def _keep_sending(self, session: Session) -> None:
-        while True:
+        while not self._stop.is_set():
             self._send.clear()
             if await self.send_due(session):
                 self._send.set()

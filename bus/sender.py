@@ -5,13 +5,13 @@ Knows the store and something to publish with; what is sent comes from committed
 
 from __future__ import annotations
 
-import asyncio
 import math
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -26,8 +26,9 @@ from protocol.topics import Topics
 
 REPEAT = (1.0, 30.0)
 """Seconds until an unanswered call is sent again: first and longest; doubles in between."""
-BATCH = 32
-"""Publications and calls taken at once for sending; the broker's own Receive Maximum towards us is larger."""
+BATCH = 64
+"""Replies, publications and calls of each kind that are sent before the first is acknowledged. The session has half as many
+under way with the broker, so it never runs dry, and a broken connection repeats no more than these."""
 REPLY_KEPT = 3600
 """Seconds for which the broker keeps a reply for a caller that is away; after that the caller's repetition gets it."""
 
@@ -35,7 +36,7 @@ REPLY_KEPT = 3600
 class Publisher(Protocol):
     """What sends: a `bus.session.Session`, or a stand-in for one."""
 
-    async def publish(
+    def publish(
         self,
         topic: str,
         payload: bytes,
@@ -46,8 +47,8 @@ class Publisher(Protocol):
         properties: Sequence[tuple[str, str]] = (),
         response_topic: str | None = None,
         correlation: bytes | None = None,
-    ) -> None:
-        """Publish; returns when the receiver has acknowledged."""
+    ) -> Awaitable[None]:
+        """Publish in the order of the calls; awaited, returns when the receiver has acknowledged."""
 
 
 class Sender:
@@ -77,49 +78,65 @@ class Sender:
         self._reply_area = topics.of("reply", client="")
 
     async def send_due(self, session: Publisher) -> bool:
-        """Send what is due now; what a broken connection interrupts stays due.
+        """Send what is due now, all of it before the first is acknowledged; what a broken connection interrupts stays due.
 
         Returns:
-            Whether calls were sent: others may be due behind them.
+            Whether more may be due: the batch was full, or calls wait behind those that were sent.
         """
-        await self._send_replies(session)
-        await self._send_publications(session)
         now = self.now()
+        replies = [(reply, self._send_reply(session, *reply)) for reply in islice(self.replies, BATCH)]
+        publications = [(row["number"], self._send_publication(session, row)) for row in self.store.publications(BATCH)]
+        calls = [(row, self._send_call(session, row)) for row in self._due_calls(now)]
+        published: int | None = None
+        sent: list[tuple[str, datetime]] = []
+        try:
+            for (topic, _, _), reply in replies:
+                await self._confirm_reply(topic, reply)
+                self.replies.popleft()
+            for number, publication in publications:
+                await publication
+                published = number
+            for row, call in calls:
+                await call
+                pause = min(REPEAT[0] * 2 ** row["attempts"], REPEAT[1])
+                sent.append((row["id"], now + timedelta(seconds=pause)))
+        finally:
+            if published is not None or sent:
+                with self.store.transaction(durable=False):  # forgotten by a power cut, it is only sent once more
+                    if published is not None:
+                        self.store.published(published)
+                    self.store.sent(sent)
+        return bool(calls or self.replies) or len(publications) == BATCH
+
+    def _due_calls(self, now: datetime) -> list[sqlite3.Row]:
         due = self.store.due_calls(now, BATCH)
         late = [row for row in due if row["deadline"] is not None and row["deadline"] < now.timestamp()]
-        for row in late:
+        if late:
             with self.transaction() as tx:
-                self.outbox.expire(row, tx)
-        live = [row for row in due if row not in late]
-        await asyncio.gather(*(self._send_call(session, row) for row in live))
-        if live:
-            with self.store.transaction():
-                for row in live:
-                    pause = min(REPEAT[0] * 2 ** row["attempts"], REPEAT[1])
-                    self.store.sent(row["id"], now + timedelta(seconds=pause))
-        return bool(live)
+                for row in late:
+                    self.outbox.expire(row, tx)
+        return [row for row in due if row not in late]
 
-    async def _send_replies(self, session: Publisher) -> None:
-        while self.replies:
-            topic, payload, correlation = self.replies[0]
-            # The caller chooses the topic: it must not make this agent say something elsewhere, nor stop it.
-            if topic.startswith(self._reply_area):
-                try:
-                    await session.publish(topic, payload, correlation=correlation, expiry=REPLY_KEPT)
-                except Refused as error:
-                    self.log.warning("reply dropped", topic=topic, reason=str(error))
-            else:
-                self.log.warning("reply dropped", topic=topic, reason="not a reply topic of this lab")
-            self.replies.popleft()
+    def _send_reply(
+        self, session: Publisher, topic: str, payload: bytes, correlation: bytes | None
+    ) -> Awaitable[None] | None:
+        # The caller chooses the topic: it must not make this agent say something elsewhere, nor stop it.
+        if not topic.startswith(self._reply_area):
+            self.log.warning("reply dropped", topic=topic, reason="not a reply topic of this lab")
+            return None
+        return session.publish(topic, payload, correlation=correlation, expiry=REPLY_KEPT)
 
-    async def _send_publications(self, session: Publisher) -> None:
-        while rows := self.store.publications(BATCH):
-            for row in rows:
-                await session.publish(row["topic"], row["payload"], retain=bool(row["retain"]), expiry=row["expiry"])
-                with self.store.transaction():
-                    self.store.published(row["number"])
+    async def _confirm_reply(self, topic: str, reply: Awaitable[None] | None) -> None:
+        if reply is not None:
+            try:
+                await reply
+            except Refused as error:
+                self.log.warning("reply dropped", topic=topic, reason=str(error))
 
-    async def _send_call(self, session: Publisher, row: sqlite3.Row) -> None:
+    def _send_publication(self, session: Publisher, row: sqlite3.Row) -> Awaitable[None]:
+        return session.publish(row["topic"], row["payload"], retain=bool(row["retain"]), expiry=row["expiry"])
+
+    def _send_call(self, session: Publisher, row: sqlite3.Row) -> Awaitable[None]:
         message = MCPMessage.model_validate_json(row["message"])
         role = METHODS[row["method"]].role
         topic = (
@@ -127,7 +144,7 @@ class Sender:
             if row["recipient"]
             else self.topics.of("call", role=role, method=row["method"])
         )
-        await session.publish(
+        return session.publish(
             topic, message.body(), properties=message.properties(), correlation=message.id.encode(),
             response_topic=self._reply_topic,
             expiry=None if row["deadline"] is None else math.ceil(row["deadline"] - self.now().timestamp()),

@@ -1,27 +1,20 @@
-"""One MQTT 5 session on aiomqtt, with acknowledgement in the caller's hand.
-
-This is the only file that touches aiomqtt's private parts (version 2.5 has no public ack): paho's manual acks are on,
-and PUBACK goes out when the caller says so, which is after its transaction committed. With automatic acks 724 of
-1,000 messages were lost when the consumer was killed.
-"""
+"""One MQTT 5 session: PUBACK goes out when the caller says so, which is after its transaction committed."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import aiomqtt
-from paho.mqtt.client import Client as PahoClient
-from paho.mqtt.client import DisconnectFlags, MQTTMessage
+from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bus.address import BrokerAddress, tls_failure
+from bus.connection import Connection
 from protocol.errors import Code, LabError
 
 SESSION_EXPIRY = 7 * 86_400
@@ -33,8 +26,6 @@ WILL_DELAY = 5
 """Seconds before a lost connection is told to others: a restart by the supervisor takes less."""
 KEEPALIVE = 15
 """Seconds; a half-open connection is noticed after one and a half of it, within a lease's 30 s."""
-TAKEN_OVER = 0x8E
-"""MQTT 5's reason code "session taken over": another connection came with this one's client id."""
 MAX_PACKET = 1024 * 1024
 """Bytes; four times the limit of a message, so that a too large one is answered instead of cutting the connection."""
 
@@ -71,43 +62,6 @@ def taken_over(address: BrokerAddress, identifier: str) -> LabError:
     )  # fmt: skip
 
 
-class _ManualAckClient(aiomqtt.Client):
-    """aiomqtt's client, remembering which packets the broker marked as sent before (DUP), and who ended the session."""
-
-    def __init__(self, *arguments: object, **options: object) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[arg-type]
-        self.redelivered: deque[bool] = deque()  # of the messages in the queue, in their order
-        self.taken_over = False
-        self._refusals: dict[int, str] = {}
-        self._client.manual_ack_set(True)
-
-    def _on_message(self, client: PahoClient, userdata: object, message: MQTTMessage) -> None:
-        self.redelivered.append(bool(message.dup))
-        super()._on_message(client, userdata, message)
-
-    def _on_disconnect(
-        self, client: PahoClient, userdata: object, flags: DisconnectFlags, reason: ReasonCode,
-        properties: Properties | None = None,
-    ) -> None:  # fmt: skip
-        self.taken_over = reason.value == TAKEN_OVER
-        super()._on_disconnect(client, userdata, flags, reason, properties)
-
-    def _on_publish(
-        self, client: PahoClient, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
-    ) -> None:
-        if reason_code.is_failure:
-            self._refusals[mid] = str(reason_code)
-        super()._on_publish(client, userdata, mid, reason_code, properties)
-
-    @contextmanager
-    def _pending_call(self, mid: int, value: Any, pending_dict: dict[int, Any]) -> Iterator[None]:
-        with super()._pending_call(mid, value, pending_dict):
-            yield
-        reason = self._refusals.pop(mid, None)
-        if reason is not None:  # aiomqtt looks at no PUBACK's reason: a refused message would count as sent
-            raise Refused(reason)
-
-
 class Refused(LabError):
     """The broker's access rules do not let this login publish or subscribe there."""
 
@@ -122,8 +76,8 @@ class Refused(LabError):
 class Session:
     """A connected session. Iterate over it for messages; call `ack` when a message is safe."""
 
-    def __init__(self, client: _ManualAckClient, login: str | None = None) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, login: str | None = None) -> None:
+        self._connection = connection
         self._login = login
 
     @classmethod
@@ -161,7 +115,7 @@ class Session:
             will_properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
             will_properties.WillDelayInterval = WILL_DELAY
             last_words = aiomqtt.Will(will.topic, will.payload, qos=1, retain=True, properties=will_properties)
-        client = _ManualAckClient(
+        connection = Connection(
             address.host,
             address.port,
             username=address.username,
@@ -175,18 +129,19 @@ class Session:
             timeout=10,
             tls_context=address.tls_context(),
             logger=logging.getLogger("aiomqtt"),
+            in_flight=RECEIVE_MAXIMUM,
         )
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    await stack.enter_async_context(client)
+                    await stack.enter_async_context(connection)
                 except aiomqtt.MqttError as error:
                     if (wrong := tls_failure(error, address)) is not None:
                         raise wrong from error
                     raise
-                yield cls(client, address.username)
+                yield cls(connection, address.username)
         except aiomqtt.MqttError as error:
-            if not client.taken_over:
+            if not connection.taken_over:
                 raise
             raise taken_over(address, identifier) from error
 
@@ -196,11 +151,11 @@ class Session:
         Raises:
             Refused: the broker's rules do not allow it.
         """
-        for code in await self._client.subscribe(topic_filter, qos=qos):
+        for code in await self._connection.subscribe(topic_filter, qos=qos):
             if isinstance(code, ReasonCode) and code.is_failure:
                 raise Refused(str(code), self._login, "subscribe to", topic_filter)
 
-    async def publish(
+    def publish(
         self,
         topic: str,
         payload: bytes,
@@ -212,10 +167,22 @@ class Session:
         response_topic: str | None = None,
         correlation: bytes | None = None,
         content_type: str | None = "application/json",
-    ) -> None:
-        """Publish; with QoS 1 returns when the broker has acknowledged. `expiry` in seconds.
+    ) -> Awaitable[None]:
+        """Send a message at once, in the order of the calls; await it for the broker's acknowledgement (QoS 1).
+
+        Args:
+            topic: the topic.
+            payload: the body.
+            qos: 0 or 1.
+            retain: the broker keeps it for later subscribers.
+            expiry: seconds for which the broker keeps it for an absent subscriber.
+            properties: MQTT user properties.
+            response_topic: where a reply is awaited.
+            correlation: echoed with the reply.
+            content_type: the body's media type.
 
         Raises:
+            aiomqtt.MqttError: the connection was lost before the acknowledgement.
             Refused: the broker's rules do not allow it (known with QoS 1 only).
         """
         packet = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -229,34 +196,35 @@ class Session:
             packet.MessageExpiryInterval = max(1, expiry)
         if content_type is not None:
             packet.ContentType = content_type
-        try:
-            await self._client.publish(topic, payload, qos=qos, retain=retain, properties=packet)
-        except Refused as error:
-            raise Refused(error.reason, self._login, "publish to", topic) from None
+        return self._connection.send(topic, payload, qos, retain, packet, lambda why: self._refused(topic, why))
+
+    def _refused(self, topic: str, reason: str) -> Refused:
+        return Refused(reason, self._login, "publish to", topic)
+
+    async def receive(self, limit: int = RECEIVE_MAXIMUM) -> list[Incoming]:
+        """Wait for messages and return those that are here, at most `limit`, in the order of their arrival.
+
+        Raises:
+            aiomqtt.MqttError: the connection is gone.
+        """
+        return [_incoming(message) for message in await self._connection.receive(limit)]
 
     async def __aiter__(self) -> AsyncIterator[Incoming]:
-        async for message in self._client.messages:
-            packet = message.properties
-            duplicate = self._client.redelivered.popleft()
-            payload = message.payload
-            yield Incoming(
-                topic=str(message.topic),
-                payload=payload if isinstance(payload, bytes) else str(payload).encode(),
-                properties=tuple(getattr(packet, "UserProperty", ())),
-                response_topic=getattr(packet, "ResponseTopic", None),
-                correlation=getattr(packet, "CorrelationData", None),
-                retain=message.retain,
-                duplicate=duplicate,
-                qos=message.qos,
-                mid=message.mid,
-                expiry=getattr(packet, "MessageExpiryInterval", None),
-            )
-
-    def waiting(self) -> int:
-        """How many received messages are ready to be taken without waiting."""
-        return len(self._client.messages)
+        while True:
+            for incoming in await self.receive(1):  # whoever iterates may stop, and another go on
+                yield incoming
 
     def ack(self, incoming: Incoming) -> None:
         """Send PUBACK for a QoS 1 message."""
         if incoming.qos:
-            self._client._client.ack(incoming.mid, incoming.qos)
+            self._connection.ack(incoming.mid, incoming.qos)
+
+
+def _incoming(message: MQTTMessage) -> Incoming:
+    packet = message.properties
+    return Incoming(
+        topic=message.topic, payload=bytes(message.payload), properties=tuple(getattr(packet, "UserProperty", ())),
+        response_topic=getattr(packet, "ResponseTopic", None), correlation=getattr(packet, "CorrelationData", None),
+        retain=message.retain, duplicate=message.dup, qos=message.qos, mid=message.mid,
+        expiry=getattr(packet, "MessageExpiryInterval", None),
+    )  # fmt: skip

@@ -129,6 +129,7 @@ class Store:
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.synchronous = synchronous
         self._lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,16 +220,27 @@ class Store:
         self.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """BEGIN IMMEDIATE … COMMIT; an exception rolls back, also one of the commit itself."""
-        self.connection.execute("BEGIN IMMEDIATE")
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """BEGIN IMMEDIATE … COMMIT; an exception rolls back, also one of the commit itself.
+
+        Args:
+            durable: whether it must outlive a power cut, where the store is FULL. What is written for convenience only
+                saves the wait for the disk, and reaches it with the next transaction.
+        """
+        lax = self.synchronous == "FULL" and not durable
+        if lax:
+            self.connection.execute("PRAGMA synchronous = NORMAL")
         try:
+            self.connection.execute("BEGIN IMMEDIATE")
             yield self.connection
             self.connection.execute("COMMIT")
         except BaseException:
             if self.connection.in_transaction:  # a full disk may have made SQLite roll back by itself
                 self.connection.execute("ROLLBACK")
             raise
+        finally:
+            if lax:
+                self.connection.execute("PRAGMA synchronous = FULL")
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -340,10 +352,11 @@ class Store:
         row: sqlite3.Row | None = self.connection.execute("SELECT * FROM outbox WHERE id = ?", (identity,)).fetchone()
         return row
 
-    def sent(self, identity: str, again: datetime) -> None:
-        """Count a sending and set when it is repeated."""
-        self.connection.execute(
-            "UPDATE outbox SET attempts = attempts + 1, next_at = ? WHERE id = ?", (again.timestamp(), identity)
+    def sent(self, calls: Sequence[tuple[str, datetime]]) -> None:
+        """Count a sending of each call and set when it is repeated."""
+        self.connection.executemany(
+            "UPDATE outbox SET attempts = attempts + 1, next_at = ? WHERE id = ?",
+            [(again.timestamp(), identity) for identity, again in calls],
         )
 
     def reply_failed(self, identity: str) -> int:
@@ -380,8 +393,8 @@ class Store:
         return self.connection.execute("SELECT * FROM publications ORDER BY number LIMIT ?", (limit,)).fetchall()
 
     def published(self, number: int) -> None:
-        """Delete a publication that the broker acknowledged."""
-        self.connection.execute("DELETE FROM publications WHERE number = ?", (number,))
+        """Delete the publications up to the last one that the broker acknowledged."""
+        self.connection.execute("DELETE FROM publications WHERE number <= ?", (number,))
 
     # events and timers
 
