@@ -15,13 +15,14 @@ PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test faults lint doctor clean distclean
+.PHONY: help setup demo test faults compose-test lint doctor clean distclean
 
 help:
 	@echo 'make demo       train a small model on the project'\''s own data and show it'
 	@echo 'make test       all checks and tests'
 	@echo 'make setup      only install: virtual environment, packages, Mosquitto, converter'
 	@echo 'make faults     kill, cut, fill, lock, set back: the fault matrix, about half an hour (docs/faults.md)'
+	@echo 'make compose-test  build the image, run the lab in containers, use it, hurt it, remove it (docs/compose.md)'
 	@echo 'make lint       ruff, mypy, import contracts, schema drift'
 	@echo 'make doctor     check whether this machine can run a lab'
 	@echo 'make clean      remove caches; make distclean: the virtual environment as well'
@@ -44,6 +45,10 @@ test: setup
 
 faults: setup
 	@$(BIN)/python -m tests.faults $(FAULTS)
+
+# Where no engine answers, root with Debian's dockerd and debootstrap gets one for the time of the test; else it skips.
+compose-test: setup
+	@$(BIN)/python -m pytest -s -m compose tests/compose
 
 lint: setup
 	@$(CHECKS)
