@@ -49,7 +49,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 finally:
                     with clock.phase("take down"):
                         made.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
-                        found.docker("image", "rm", made.image, check=False)
+                        # without --no-prune the layers would go too, which make the next build one of seconds
+                        found.docker("image", "rm", "--no-prune", made.image, check=False)
         except NoEngine as missing:
             pytest.skip(str(missing))
 
@@ -77,9 +78,8 @@ def write_files(folder: Path) -> None:
     }  # fmt: skip
     (folder / "configs" / "tiers.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "configs" / "lab.yaml").write_text("default_tier: small\n", encoding="utf-8")
-    while folder != folder.parent and folder.owner() == Path.home().owner():
-        folder.chmod(folder.stat().st_mode | 0o055)  # pytest's folders are closed to the image's user
-        folder = folder.parent
+    for path in [folder / "data", folder / "configs", *folder.rglob("*.*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # the image's user is another one
 
 
 @contextmanager

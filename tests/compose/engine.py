@@ -98,7 +98,7 @@ def engine(tell: Callable[[str], None]) -> Iterator[Engine]:
     # dockerd's data must lie on a disk that overlays can be stacked on, which /tmp often is not
     folder = Path(kept or tempfile.mkdtemp(prefix="meetara-engine-", dir="/var/tmp"))
     try:
-        with daemon(folder) as environment:
+        with network_restored(), daemon(folder) as environment:
             made = Engine(environment, compose_command(environment), own=True)
             make_images(made, folder, tell)
             yield made
@@ -160,6 +160,34 @@ def daemon(folder: Path) -> Iterator[dict[str, str]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def network_restored() -> Iterator[None]:
+    """Undo what dockerd leaves behind when it ends: its bridge, its rules in the packet filter, and forwarding."""
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    bridge = Path("/sys/class/net/docker0")
+    had_bridge, forwarded = bridge.exists(), forwarding.read_text(encoding="ascii")
+    rules = run("iptables-save", environment={**os.environ, "PATH": search_path()})
+    try:
+        yield
+    finally:
+        environment = {**os.environ, "PATH": search_path()}
+        run("iptables-restore", environment=environment, text=restoring(rules))
+        if bridge.exists() and not had_bridge:
+            run("ip", "link", "delete", "docker0", environment=environment)
+        forwarding.write_text(forwarded, encoding="ascii")
+
+
+def restoring(saved: str) -> str:
+    """Return saved rules with the tables that were not in use then, emptied."""
+    tables = {line[1:] for line in saved.splitlines() if line.startswith("*")}
+    empty = {
+        "filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
+    }  # fmt: skip
+    for table in empty.keys() - tables:
+        saved += f"*{table}\n" + "".join(f":{chain} ACCEPT [0:0]\n" for chain in empty[table]) + "COMMIT\n"
+    return saved
 
 
 def make_images(own: Engine, folder: Path, tell: Callable[[str], None]) -> None:
