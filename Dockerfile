@@ -65,7 +65,7 @@ RUN cd /code \
 FROM packages AS code
 WORKDIR /opt/meetara
 COPY . .
-RUN rm -r docker/wheels models data && python -m compileall -q .
+RUN rm -r docker models data && python -m compileall -q .
 
 
 FROM system
