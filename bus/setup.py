@@ -104,7 +104,7 @@ def configuration(inside: str, data: str, plugin: str, port: int) -> str:
         f"plugin_opt_config_file {inside}/dynamic-security.json",
         *storage(f"{data}/"),
         f"sys_interval {SYS_INTERVAL}",
-        *logging("stdout"),
+        *logging("stderr"),  # to a pipe, stdout is buffered: the last words would be missing
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ from tests.compose.engine import Engine, run
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = "/var/lib/meetara"
-ROLES = ("conductor", "router", "cost_monitor", "gpu_orchestrator", "gguf_factory")
+ROLES = ("conductor", "router", "cost_monitor", "gpu_orchestrator", "gguf_factory", "emotion", "tts")
 TOPICS = "meetara/v1/lab"
 LIMIT = 600.0
 """Seconds that any one event may take on a busy machine; a quiet one needs a tenth."""

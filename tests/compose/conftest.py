@@ -68,12 +68,12 @@ def write_files(folder: Path) -> None:
     content["tiers"]["small"] = {
         "base": "models/starter", "budget_usd": None,
         "parameters": {
-            "max_steps": 20, "batch_size": 4, "sequence_length": 256, "learning_rate": 1e-4, "warmup_steps": 2,
+            "max_steps": 40, "batch_size": 2, "sequence_length": 128, "learning_rate": 1e-4, "warmup_steps": 2,
             "save_steps": 1, "control_share": 0,
         },
         "gates": {
             "quality_percent": {"level": "warn", "threshold": 101}, "stops_percent": {"level": "off"},
-            "lesson_percent": {"level": "off"},
+            "lesson_percent": {"level": "off"}, "forgetting_percent": {"level": "off"},
         },
     }  # fmt: skip
     (folder / "configs" / "tiers.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -120,6 +120,13 @@ def test_meetara_sees_every_agent_from_outside(cluster: Cluster) -> None:
     assert {agent["role"]: agent["online"] for agent in agents} == dict.fromkeys(ROLES, True)
 
 
+def test_a_text_is_felt_and_spoken_in_containers(cluster: Cluster) -> None:
+    file = cluster.folder / "said.wav"
+    said = cluster.meetara("say", "I am so afraid of the dark.", "--out", str(file))
+    assert said["emotion"]["emotion"] == "fear" and said["speech"]["seconds"] > 0
+    assert file.read_bytes()[:4] == b"RIFF"
+
+
 def test_a_published_request_ends_once_although_processes_are_killed(cluster: Cluster) -> None:
     body = {"id": JOB, "domain": "time_management", "dataset": "file:///data/small.jsonl"}
     with cluster.clock.phase("from mosquitto_pub to the first training step"):
