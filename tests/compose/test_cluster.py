@@ -123,7 +123,7 @@ def test_meetara_sees_every_agent_from_outside(cluster: Cluster) -> None:
 def test_a_text_is_felt_and_spoken_in_containers(cluster: Cluster) -> None:
     file = cluster.folder / "said.wav"
     said = cluster.meetara("say", "I am so afraid of the dark.", "--out", str(file))
-    assert said["emotion"]["emotion"] == "fear" and said["speech"]["seconds"] > 0
+    assert said["emotion"]["primary_emotion"] == "fear" and said["speech"]["seconds"] > 0
     assert file.read_bytes()[:4] == b"RIFF"
 
 
