@@ -15,7 +15,7 @@ PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test faults compose-test lint doctor clean distclean
+.PHONY: help setup demo test faults compose-test lint docs doctor clean distclean
 
 help:
 	@echo 'make demo       train a small model on the project'\''s own data and show it'
@@ -24,6 +24,7 @@ help:
 	@echo 'make faults     kill, cut, fill, lock, set back: the fault matrix, about half an hour (docs/faults.md)'
 	@echo 'make compose-test  build the image, run the lab in containers, use it, hurt it, remove it (docs/compose.md)'
 	@echo 'make lint       ruff, mypy, import contracts, schema drift'
+	@echo 'make docs       write the schemas, the topic reference and the AsyncAPI document again'
 	@echo 'make doctor     check whether this machine can run a lab'
 	@echo 'make clean      remove caches; make distclean: the virtual environment as well'
 	@echo
@@ -53,6 +54,10 @@ compose-test: setup
 lint: setup
 	@$(CHECKS)
 
+docs: setup
+	@$(BIN)/python -m protocol.schema docs/schemas
+	@$(BIN)/python -m protocol.reference docs
+
 doctor: setup
 	@$(BIN)/meetara doctor
 
@@ -60,7 +65,8 @@ define CHECKS
 $(BIN)/python -m ruff check . && \
 $(BIN)/python -m mypy $(PACKAGES) && \
 $(BIN)/lint-imports && \
-$(BIN)/python -m protocol.schema docs/schemas --check
+$(BIN)/python -m protocol.schema docs/schemas --check && \
+$(BIN)/python -m protocol.reference docs --check
 endef
 
 clean:

@@ -22,7 +22,7 @@ from bus.broker import Broker
 from bus.mosquitto import find_mosquitto
 from bus.session import Refused, Session
 from protocol import METHODS, LabError
-from protocol.access import ADDRESSES, CALLS, ROLES
+from protocol.access import ROLES
 from protocol.topics import OPERATOR, PREFIX
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -372,8 +372,3 @@ async def test_a_removed_login_is_cut_off_and_refused(ground):
 async def test_a_person_gets_no_login_of_another_and_none_that_is_no_name(ground, name):
     with pytest.raises(LabError, match="login"):
         users.add(ground.broker.folder, name, AGENTS)
-
-
-async def test_every_method_has_a_caller_and_every_call_a_method():
-    called = {name for table in (CALLS, ADDRESSES) for role, names in table.items() if role != OPERATOR for name in names}
-    assert called == set(METHODS), "a method that nobody may call, or a call of no method"
