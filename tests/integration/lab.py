@@ -91,7 +91,9 @@ class Ground:
 
     def request(self, parameters: dict[str, float | int | str | bool] | None = None, **fields: Any) -> TrainRequest:
         """Return a request for the small data set."""
-        return TrainRequest(domain=DOMAIN, dataset=str(self.rows), parameters=parameters or {}, **fields)
+        return TrainRequest(
+            **{"domain": DOMAIN, "dataset": str(self.rows), "parameters": parameters or {}, **fields}
+        )
 
 
 def environment(home: Path, configs: Path, **more: str) -> dict[str, str]:
