@@ -21,6 +21,8 @@ from protocol.machine import Card, Device, LeaseGrant, LeaseRenewal
 
 RENEW = TTL * 4 / 15
 """How often a lease of 30 s is renewed (8 s): three renewals may be lost before it runs out."""
+PLAN_ATTEMPTS = 3
+"""How often a plan is made when its process ends without a word: one that was killed is no reason to refuse a job."""
 UNHEARD = 3 * TTL
 """Without a renewal for so long a job is checkpointed and given up: nobody may still be counting its cost."""
 
@@ -97,7 +99,11 @@ class FactoryAgent(BaseAgent):
             await self.answer_plan(call, request)
 
     async def answer_plan(self, call: str, request: PlanRequest) -> None:
-        answer = await make_plan(request, self.home)
+        for _ in range(PLAN_ATTEMPTS):
+            answer = await make_plan(request, self.home)
+            if "crash" not in answer:
+                break
+            self.log.warning("planning crashed", job=request.job, reason=answer["crash"])
         result: Plan | LabError
         if "plan" in answer:
             result = Plan.model_validate(answer["plan"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import shutil
 import signal
 import sys
@@ -157,6 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")
     parser.add_argument("--list", action="store_true", help="tell the scenarios and what each does")
     options = parser.parse_args(arguments)
+    logging.getLogger("aiomqtt").setLevel(logging.ERROR)  # it warns of each publication that waits for its acknowledgement
     wanted = options.only or (SHORT if options.short else ("",))
     ordered = [one for family in FAMILIES for one in MATRIX.values() if one.run.__module__ == family.__name__]
     chosen = [one for one in ordered if any(one.name.startswith(word) for word in wanted)]

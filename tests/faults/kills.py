@@ -35,6 +35,16 @@ async def slay(arena: Arena, client: Any, victim: str) -> None:
         await arena.cluster.kill(victim)
 
 
+async def slay_early(arena: Arena, client: Any, victim: str) -> None:
+    """Kill a part while a request is being submitted; the process that plans it is waited for."""
+    if victim == WORK:
+        await arena.cluster.there(WORK)
+        await asyncio.sleep(arena.random.uniform(0, 0.3))
+    else:
+        await asyncio.sleep(arena.random.uniform(0, SUBMIT_SECONDS))
+    await slay(arena, client, victim)
+
+
 def kills(offset: int) -> None:
     """Put one diagonal of the table victims × stages into the matrix: in stage n the victim n + offset is killed."""
     order = [VICTIMS[(number + offset) % len(VICTIMS)] for number in range(len(Stage))]
@@ -46,8 +56,7 @@ def kills(offset: int) -> None:
         request = arena.ground.request(MIDDLE)
         async with arena.cluster.client() as client, listening(client, job) as ears:
             asked = asyncio.create_task(submit(client, job, request))
-            await asyncio.sleep(arena.random.uniform(0, SUBMIT_SECONDS))
-            await slay(arena, client, order[0])
+            await slay_early(arena, client, order[0])
             one = Request(job, request, ears, [await asked])
             for stage, victim in list(zip(Stage, order, strict=True))[1:]:
                 await arena.in_stage(job, stage)

@@ -13,6 +13,8 @@ import pytest
 from agents.gguf_factory import agent as module
 from agents.gguf_factory.agent import FactoryAgent
 from bus import BrokerAddress, Wiring
+from protocol import MCPMessage
+from protocol.job import PlanRequest
 from tests.agents.gguf_factory.bases import make_base
 from tests.agents.gguf_factory.runs import make_job
 
@@ -49,6 +51,22 @@ async def test_a_listener_that_fails_does_not_hold_up_the_factorys_end(rig: Rig,
     await rig.agent._stop.wait()
     assert isinstance(rig.agent._failure, OSError)
     await asyncio.wait_for(rig.agent.stopping(), 5)
+
+
+async def test_a_planning_process_that_is_killed_is_started_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"crash": "ended with status -9"}, {"plan": rig.run.plan.model_dump(mode="json")}]
+
+    async def make_plan(request: PlanRequest, home: Path) -> dict[str, Any]:
+        return answers.pop(0)
+
+    monkeypatch.setattr(module, "make_plan", make_plan)
+    request = PlanRequest(job="j", request=rig.run.request, route=rig.run.route)
+    with rig.agent.transaction() as tx:
+        call = MCPMessage(id="call", type="job.plan").model_dump_json()
+        tx.store.take_in("call", "digest", call, 1, ("reply/c", None), tx.now)
+    await rig.agent.answer_plan("call", request)
+    row = rig.agent.store.find_call("call")
+    assert row is not None and answers == [] and '"result"' in row["reply"]
 
 
 async def test_what_a_process_says_while_the_store_is_full_is_reported_later(
