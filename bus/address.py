@@ -19,6 +19,7 @@ class BrokerAddress:
     Attributes:
         tls: speak TLS, and insist on a certificate that names the host.
         ca: file of the authority that signed it; None: those that the system trusts.
+        certificate: file of one's own certificate, for a broker that asks for one; its key is beside it, as NAME.key.
     """
 
     host: str = "127.0.0.1"
@@ -27,6 +28,7 @@ class BrokerAddress:
     password: str | None = field(default=None, repr=False)
     tls: bool = False
     ca: Path | None = None
+    certificate: Path | None = None
 
     def __str__(self) -> str:
         return str(Endpoint(self.host, self.port, self.tls))
@@ -37,16 +39,17 @@ class BrokerAddress:
 
         Args:
             endpoint: where the broker listens.
-            environment: MEETARA_BROKER_USER, MEETARA_BROKER_PASSWORD or MEETARA_BROKER_PASSWORD_FILE, MEETARA_BROKER_CA.
+            environment: MEETARA_BROKER_USER, MEETARA_BROKER_PASSWORD or MEETARA_BROKER_PASSWORD_FILE, MEETARA_BROKER_CA,
+                MEETARA_BROKER_CERT.
             port: where the endpoint names none; default: the usual one.
 
         Raises:
             LabError: CONFIGURATION when the password's file cannot be read.
         """
-        ca = environment.get("MEETARA_BROKER_CA")
+        ca, certificate = environment.get("MEETARA_BROKER_CA"), environment.get("MEETARA_BROKER_CERT")
         return cls(
             endpoint.host, endpoint.port_or(port), environment.get("MEETARA_BROKER_USER") or None,
-            _password(environment), endpoint.tls, Path(ca) if ca else None,
+            _password(environment), endpoint.tls, Path(ca) if ca else None, Path(certificate) if certificate else None,
         )  # fmt: skip
 
     @classmethod
@@ -80,7 +83,7 @@ class BrokerAddress:
         """Return the context of a TLS connection, or None where none is wanted.
 
         Raises:
-            LabError: CONFIGURATION when the authority's file is missing or no certificate.
+            LabError: CONFIGURATION when a file is missing or no certificate.
         """
         if not self.tls:
             return None
@@ -92,6 +95,15 @@ class BrokerAddress:
                 advice="MEETARA_BROKER_CA names the ca.pem that `meetara certs` has made.", file=str(self.ca),
             ) from error  # fmt: skip
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate is not None:
+            try:
+                context.load_cert_chain(self.certificate, self.certificate.with_suffix(".key"))
+            except (OSError, ssl.SSLError) as error:
+                raise LabError(
+                    Code.CONFIGURATION, f"{self.certificate} and its key cannot be used: {error}.",
+                    advice="MEETARA_BROKER_CERT names NAME.pem of `meetara certs --agent NAME`, with NAME.key beside it.",
+                    file=str(self.certificate),
+                ) from error  # fmt: skip
         return context
 
 

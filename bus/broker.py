@@ -255,7 +255,7 @@ class Broker:
         tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
         return LabError(
             Code.TOOLCHAIN, f"{what}: {' / '.join(tail)}.",
-            advice=f"See {self.log}; Mosquitto 2.0 or later is needed.", file=str(self.log),
+            advice=f"See {self.log}; Mosquitto 2.0 or later is needed, with its dynamic-security plugin.", file=str(self.log),
         )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from bus.address import BrokerAddress
 from bus.files import read_json, write_private
 from bus.session import Session
 from protocol import Code, LabError, uuid7
+from protocol.access import ROLES
 from protocol.topics import OPERATOR, USER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -49,9 +50,9 @@ def add(folder: Path, name: str, taken: Mapping[str, object]) -> str:
             advice="Use at most 64 letters, digits and _ . @ -, beginning with a letter or a digit.", field="name",
         )  # fmt: skip
     people = known(folder)
-    if name in people or name in taken or name in (USER, OPERATOR):
+    if name in people or name in taken or name in (USER, OPERATOR) or name.rpartition("-")[0] in ROLES:
         raise LabError(
-            Code.CONFLICT, f"there is a login {name!r} already.",
+            Code.CONFLICT, f"{name!r} is a login already, or an agent's name.",
             advice=f"Choose another name, or remove it first: meetara user remove {name}.", field="name",
         )  # fmt: skip
     password = secrets.token_urlsafe(18)
@@ -95,22 +96,27 @@ async def control(operator: BrokerAddress, *commands: Mapping[str, Any]) -> None
     Raises:
         LabError: INTERNAL with the plugin's words; UNREACHABLE when it does not answer.
     """
+    mark = uuid7()
+    marked = [{**command, "correlationData": mark} for command in commands]
+    found: list[dict[str, Any]] = []
     try:
         async with (
             asyncio.timeout(CONTROL_SECONDS),
-            Session.connect(operator, f"meetara-control-{uuid7()}", durable=False) as session,
+            Session.connect(operator, f"meetara-control-{mark}", durable=False) as session,
         ):
             await session.subscribe(f"{CONTROL}/response")
-            await session.publish(CONTROL, json.dumps({"commands": commands}).encode())
+            await session.publish(CONTROL, json.dumps({"commands": marked}).encode())
             async for incoming in session:
                 session.ack(incoming)
                 responses = json.loads(incoming.payload)["responses"]
-                break
+                found = [item for item in responses if item.get("correlationData") == mark]
+                if found:
+                    break
     except (TimeoutError, aiomqtt.MqttError) as error:
         raise LabError(
             Code.UNREACHABLE, f"the broker at {operator} took no command: {error or 'no answer'}.",
             advice="It knows the login from its next start on.",
         ) from error  # fmt: skip
-    wrong = [f"{item['command']}: {item['error']}" for item in responses if "error" in item]
+    wrong = [f"{item['command']}: {item['error']}" for item in found if "error" in item]
     if wrong:
         raise LabError(Code.INTERNAL, f"the broker refused a command: {'; '.join(wrong)}.")

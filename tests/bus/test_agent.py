@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bus import DEFERRED, Answer, BaseAgent, Client, Deferred, Transaction, Wiring
-from bus.session import Incoming
+from bus import DEFERRED, Answer, BaseAgent, BrokerAddress, Client, Deferred, Transaction, Wiring
+from bus.session import Incoming, Refused
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, TrainRequest
@@ -397,3 +397,29 @@ async def test_a_repeatable_call_is_not_kept_and_answered_afresh(broker: PlainBr
         with agent.transaction() as tx:
             tx.reply("later", VoiceList(system="later", voices=[]))
         assert (await asking).system == "later" and agent.store.find_call("later") is None
+
+
+class Refusing:
+    """A broker that lets nobody publish to some topics."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = refused
+        self.published: list[str] = []
+
+    async def publish(self, topic: str, payload: bytes, **_: object) -> None:
+        if topic in self.refused:
+            raise Refused("Not authorized", "router-1", "publish to", topic)
+        self.published.append(topic)
+
+
+async def test_a_caller_cannot_make_an_agent_speak_elsewhere_nor_stop_its_replies(tmp_path: Path) -> None:
+    agent = Counter(Wiring("router-1", tmp_path, BrokerAddress("127.0.0.1", 1)))
+    replies = [Topics().of("reply", client=name) for name in ("first", "conductor-1", "last")]
+    elsewhere = [Topics().of("cost_emergency"), "meetara/v1/other/reply/me", Topics().of("job_state", job="j")]
+    elsewhere += [Topics().of("reply", client=name) for name in ("", "#", "+", "a/b")]
+    agent._sender.replies.extend((topic, b"{}", None) for topic in [*elsewhere, *replies])
+    broker = Refusing(replies[1])
+    await agent._sender.send_due(broker)
+    assert broker.published == [replies[0], replies[2]]
+    assert not agent._sender.replies, "none is left in the way of others"
+    agent.store.close()

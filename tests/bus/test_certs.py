@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 import stat
+import subprocess
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import aiomqtt
 import pytest
 
 from bus import certs
 from bus.address import BrokerAddress
+from bus.broker import free_port
 from bus.door import Door
+from bus.mosquitto import find_mosquitto
 from bus.session import Session
 from protocol import Code, LabError
 from protocol.address import Endpoint
@@ -134,3 +138,32 @@ async def test_an_authority_that_is_no_file_is_named(tmp_path):
     with pytest.raises(LabError, match=r"none\.pem cannot be read.*MEETARA_BROKER_CA"):
         async with Session.connect(address, "someone", durable=False):
             pass
+
+
+async def test_an_agents_certificate_opens_a_broker_that_asks_for_one(tmp_path):
+    folder, port = tmp_path / "certs", free_port()
+    certs.make(folder, hosts=[], agents=["router-1"], now=NOW)
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\ncafile {folder}/ca.pem\ncertfile {folder}/broker.pem\n"
+        f"keyfile {folder}/broker.key\nrequire_certificate true\nuse_identity_as_username true\nlog_dest none\nuser root\n"
+    )
+    process = await asyncio.create_subprocess_exec(str(find_mosquitto()), "-c", str(conf), stderr=subprocess.DEVNULL)
+    environment = {"MEETARA_BROKER": f"mqtts://127.0.0.1:{port}", "MEETARA_BROKER_CA": str(folder / "ca.pem")}
+    try:
+        with_it = BrokerAddress.read({**environment, "MEETARA_BROKER_CERT": str(folder / "router-1.pem")})
+        async with asyncio.timeout(15):
+            while True:
+                try:
+                    async with Session.connect(with_it, "router-1", durable=False):
+                        break
+                except aiomqtt.MqttError:
+                    await asyncio.sleep(0.02)
+        with pytest.raises(aiomqtt.MqttError):
+            async with Session.connect(BrokerAddress.read(environment), "router-1", durable=False):
+                pass
+    finally:
+        process.kill()
+        await process.wait()
+    with pytest.raises(LabError, match="MEETARA_BROKER_CERT"):
+        BrokerAddress.read({**environment, "MEETARA_BROKER_CERT": str(folder / "none.pem")}).tls_context()
