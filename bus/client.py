@@ -47,6 +47,7 @@ class Client:
         self._session: Session | None = None
         self._online = asyncio.Event()
         self._again = asyncio.Event()  # set at the next connect: what was sent before may be lost
+        self._offline = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Client:
@@ -76,6 +77,7 @@ class Client:
                     for topic_filter, _ in self._queues:
                         await session.subscribe(topic_filter)
                     self._session = session
+                    self._offline.clear()
                     self._online.set()
                     self._again.set()
                     self._again = asyncio.Event()
@@ -103,7 +105,12 @@ class Client:
                 await asyncio.sleep(0.2)
             finally:
                 self._online.clear()
+                self._offline.set()
                 self._session = None
+
+    async def until(self, *, online: bool) -> None:
+        """Return when the connection is there, or when it is lost. It comes back by itself."""
+        await (self._online if online else self._offline).wait()
 
     def _dispatch(self, incoming: Incoming) -> None:
         if incoming.topic == self.topics.of("reply", client=self.name):

@@ -112,9 +112,10 @@ def watch(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; default: all.", show_default=False)] = None,
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Watch one job until it ends, or all jobs; --json gives one line per change."""
-    where = _where(home, host, port, lab)
-    raise typer.Exit(run(jobs_screen.watch(where, job, as_json=as_json, console=console())))
+    """Watch one job until it ends, or the whole lab; --json gives one line per change."""
+    from meetara.screens.watch import watch as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from bus import BrokerAddress, Client
 from meetara.home import locate
+from meetara.news import JOB_TOPICS, News, heard, news, parsed
 from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
 from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobQuery, Submitted
 from protocol.machine import Card, Presence
@@ -333,7 +334,7 @@ class Lab:
                 with suppress(TimeoutError):
                     while True:
                         _, payload = await asyncio.wait_for(anext(messages), QUIET_SECONDS)
-                        item = _parsed(model, payload)
+                        item = parsed(model, payload)
                         if item is not None:
                             found[item.agent] = item  # type: ignore[assignment,attr-defined]
         agents = []
@@ -352,37 +353,25 @@ class Lab:
             job: a job's id, or `+` for all.
             ask_again: an async function that gives the snapshot after a long silence.
         """
-        queue: asyncio.Queue[JobSnapshot | Progress] = asyncio.Queue()
-
-        async def forward(messages: AsyncIterator[tuple[str, bytes]], model: type[BaseModel]) -> None:
-            async for _, payload in messages:
-                item = _parsed(model, payload)
-                if isinstance(item, JobSnapshot | Progress):
-                    queue.put_nowait(item)
-
-        async with AsyncExitStack() as stack:
-            states = await stack.enter_async_context(self.client.subscription("job_state", job=job))
-            progress = await stack.enter_async_context(self.client.subscription("job_progress", job=job))
-            tasks = [
-                asyncio.create_task(forward(states, JobSnapshot)), asyncio.create_task(forward(progress, Progress))
-            ]  # fmt: skip
-            try:
-                while True:
-                    item: JobSnapshot | Progress
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        async with heard(self.client, JOB_TOPICS, queue, job=job):
+            while True:
+                item: JobSnapshot | Progress
+                try:
+                    async with asyncio.timeout(ASK_AGAIN_SECONDS if ask_again else None):
+                        item = await queue.get()
+                except TimeoutError:
+                    assert ask_again is not None
                     try:
-                        async with asyncio.timeout(ASK_AGAIN_SECONDS if ask_again else None):
-                            item = await queue.get()
-                    except TimeoutError:
-                        assert ask_again is not None
-                        try:
-                            item = await ask_again()
-                        except LabError:  # the conductor is away; ask again later
-                            continue
-                    yield item
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                        item = await ask_again()
+                    except LabError:  # the conductor is away; ask again later
+                        continue
+                yield item
+
+    def news(self) -> AsyncGenerator[News, None]:
+        """Yield everything that changes in the lab, typed and without end: jobs, progress, cards and presences of agents,
+        providers, alerts, the ledger after each change, and a `Link` when the connection is lost or back."""
+        return news(self.client)
 
 
 def checked(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
@@ -439,10 +428,3 @@ def _no_login(address: BrokerAddress) -> LabError:
         advice="Set MEETARA_BROKER_USER and MEETARA_BROKER_PASSWORD to what `meetara user add NAME` has printed there.",
         field="broker",
     )  # fmt: skip
-
-
-def _parsed(model: type[BaseModel], payload: bytes) -> BaseModel | None:
-    try:
-        return model.model_validate_json(payload)
-    except ValidationError:  # cleared (empty), or of another version
-        return None

@@ -61,3 +61,29 @@ def state(name: str) -> str:
     """Return a state in its colour."""
     colour = STATE_COLOURS.get(name)
     return f"[{colour}]{name}[/{colour}]" if colour else name
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, roughly: now, 40 s ago, 3 min ago, 2 h ago, 4 d ago."""
+    for limit, unit, divisor in ((1, "", 1), (60, "s", 1), (3600, "min", 60), (86_400, "h", 3600)):
+        if seconds < limit:
+            return f"{int(seconds / divisor)} {unit} ago" if unit else "now"
+    return f"{int(seconds / 86_400)} d ago"
+
+
+def left(seconds: float) -> str:
+    """Return a time that is left, short enough for a table: 42 s, 3:20 min, 2:05 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02} min"
+    return f"{minutes // 60}:{minutes % 60:02} h"
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name in at most `width` characters: its middle goes, since generated ids differ at their ends."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 3
+    return f"{name[:head]}…{name[head - width + 1 :]}"

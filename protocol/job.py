@@ -226,6 +226,7 @@ class JobSnapshot(Strict):
     reason: str | None = None
     results: dict[str, Any] = Field(default_factory=dict)
     priority: int = 1
+    machine: str | None = Field(default=None, description="the factory that holds the job now")
     at: datetime
 
 

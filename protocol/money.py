@@ -57,6 +57,8 @@ class BudgetReport(Strict):
     domains: dict[str, int]
     open_reservations: list[Reservation]
     frozen: bool
+    alert_percents: list[int] = Field(default_factory=list, description="shares of a cap at which an alert is published")
+    freeze_percent: int | None = Field(default=None, description="from this share of a cap on no paid work starts")
 
 
 class BudgetAlert(Strict):

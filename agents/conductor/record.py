@@ -72,7 +72,8 @@ class JobRecord(BaseModel):
             tier=self.route.tier, profile=self.request.profile,
             cost_usd=None if self.offer is None else self.spent_micros / 1e6,
             quality_percent=quality.value if quality else None, artefacts=self.artefacts, gates=self.gates,
-            reason=self.reason, results=self.results, priority=self.request.priority, at=self.updated_at,
+            reason=self.reason, results=self.results, priority=self.request.priority,
+            machine=self.lease.machine if self.lease else None, at=self.updated_at,
         )  # fmt: skip
 
 

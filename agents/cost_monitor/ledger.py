@@ -199,6 +199,8 @@ class Ledger:
                 )
             ],
             frozen=self.frozen(now),
+            alert_percents=list(self._budget.alert_percents),
+            freeze_percent=self._budget.freeze_percent,
         )  # fmt: skip
 
     def frozen(self, now: datetime) -> bool:
