@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bus import BrokerAddress, Client
 from meetara.home import locate
@@ -319,7 +319,7 @@ class Lab:
             with suppress(TimeoutError):
                 while not found.issuperset(roles):
                     _, payload = await asyncio.wait_for(anext(messages), QUIET_SECONDS)
-                    presence = _parsed(Presence, payload)
+                    presence = parsed(Presence, payload)
                     if isinstance(presence, Presence) and presence.online:
                         found.add(presence.role)
         return found.intersection(roles)
