@@ -25,7 +25,7 @@ import aiomqtt
 import structlog
 from pydantic import BaseModel
 
-from bus import process
+from bus import process, trace
 from bus.health import BEAT, SignOfLife
 from bus.inbox import Handler, Inbox, Outgoing, parameters
 from bus.namesake import refuse_displacement
@@ -35,7 +35,7 @@ from bus.sender import Publisher, Sender
 from bus.session import Incoming, Session, Will
 from bus.store import Store, passing
 from bus.tasks import end, within
-from bus.transaction import Transaction
+from bus.transaction import ABOUT, Transaction
 from protocol.envelope import MCPMessage
 from protocol.errors import LabError
 from protocol.machine import Card, Presence
@@ -129,7 +129,7 @@ class BaseAgent:
         """Open a transaction; on leaving it is committed, its actions run, and what it sends is on its way."""
         if self._open is not None:
             raise RuntimeError("a transaction is open already; pass it on instead of opening another")
-        tx = Transaction(self.store, self.topics, self.agent, self.now())
+        tx = Transaction(self.store, self.topics, self.agent, self.now(), trace.current())
         out = Outgoing()
         self._open = tx
         try:
@@ -200,8 +200,7 @@ class BaseAgent:
     async def send_message(self, message: MCPMessage) -> str:
         """Send a call durably; returns its id. The answer goes to `reply_handlers[message.type]`."""
         model = METHODS[message.type].params.model_validate(message.data)
-        with self.transaction() as tx:
-            tx.traceparent = message.traceparent
+        with self.transaction() as tx, tx.about(message.traceparent):
             return tx.call(
                 message.type, model, to=message.recipient, id=message.id, priority=message.priority,
                 deadline=message.deadline,
@@ -420,15 +419,18 @@ class BaseAgent:
     def _fire(self, row: sqlite3.Row, tx: Transaction) -> None:
         after = len(tx._after)
         tx.cancel_timer(row["name"], row["key"])
-        try:
-            with tx.store.savepoint():
-                self.timer_handlers[row["name"]](row["key"], json.loads(row["data"]), tx)
-        except Exception as error:  # the boundary: a broken timer must not stop the others; it is tried again in a second
-            if passing(error):
-                raise
-            del tx._after[after:]
-            self.log.exception("timer handler crashed", timer=row["name"], key=row["key"])
-            tx.timer(row["name"], row["key"], tx.now + timedelta(seconds=1), json.loads(row["data"]))
+        data = json.loads(row["data"])
+        about = data.pop(ABOUT, {})
+        with tx.about(about.get("traceparent"), job=about.get("job"), timer=row["name"]):
+            try:
+                with tx.store.savepoint():
+                    self.timer_handlers[row["name"]](row["key"], data, tx)
+            except Exception as error:  # the boundary: a broken timer must not stop the others; it is tried again in a second
+                if passing(error):
+                    raise
+                del tx._after[after:]
+                self.log.exception("timer handler crashed", key=row["key"])
+                tx.timer(row["name"], row["key"], tx.now + timedelta(seconds=1), data)
 
     # the process
 

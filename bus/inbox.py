@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Protocol
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from bus import trace
+from bus.redact import of_error
 from bus.session import Incoming
 from bus.store import passing
 from bus.transaction import Deferred, Transaction
@@ -80,8 +81,8 @@ class Inbox:
             message.timestamp = tx.now
         if incoming.expiry is not None:  # durations mean the same on every machine, its clock may be another one's
             message.deadline = tx.now + timedelta(seconds=incoming.expiry)
-        if message.traceparent is None:
-            message.traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        if not trace.valid(message.traceparent):
+            message.traceparent = trace.start()
         canonical = json.dumps([method, message.data], sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         known = tx.store.find_call(message.id)
@@ -123,7 +124,7 @@ class Inbox:
         self, incoming: Incoming, identity: str, error: LabError, tx: Transaction, out: Outgoing,
         named: MCPMessage | None = None,
     ) -> None:  # fmt: skip
-        self.log.warning("call refused", topic=incoming.topic, reason=str(error))
+        self.log.warning("call refused", topic=incoming.topic, **of_error(error))
         if incoming.response_topic:
             payload = Reply(id=identity, error=error.body()).body()
             out.replies.append((incoming.response_topic, payload, incoming.correlation))
@@ -141,12 +142,9 @@ class Inbox:
         return len(rows)
 
     def _handle(self, message: MCPMessage, response_topic: str | None, tx: Transaction) -> None:
-        tx.traceparent = message.traceparent
-        bound = {"message": message.id, "method": message.type, "trace": (message.traceparent or "--").split("-")[1]}
-        if isinstance(message.data.get("job"), str):
-            bound["job"] = message.data["job"]
         after = len(tx._after)
-        with structlog.contextvars.bound_contextvars(**bound):
+        job = message.data.get("job")
+        with tx.about(message.traceparent, job=job, message=message.id, method=message.type):
             try:
                 with tx.store.savepoint():
                     outcome = self._dispatch(message, tx)
@@ -158,7 +156,7 @@ class Inbox:
                         tx.reply(message.id, outcome)
             except LabError as error:
                 del tx._after[after:]
-                self.log.warning("call refused", reason=str(error), code=error.code.name)
+                self.log.warning("call refused", **of_error(error))
                 if response_topic is None and not self.refuse(message, error, tx):
                     self._bury(message.type, message.body(), str(error), 1, tx)
                 tx.reply(message.id, error)

@@ -58,8 +58,7 @@ class Outbox:
         error = LabError.from_body(reply.error) if reply.error else None
         after = len(tx._after)
         message = MCPMessage.model_validate_json(row["message"])
-        tx.traceparent = message.traceparent
-        with structlog.contextvars.bound_contextvars(answer_to=method, key=row["key"]):
+        with tx.about(message.traceparent, job=row["key"], answer_to=method):
             try:
                 with tx.store.savepoint():
                     result = None if error else METHODS[method].result.model_validate(reply.result)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bus.address import BrokerAddress
-from bus.logs import configure
+from bus.logs import configure, wanted
+from bus.redact import clean
 from protocol.errors import LabError, Retry
 
 if TYPE_CHECKING:
@@ -50,16 +51,15 @@ def run(agent: type[BaseAgent], arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.home is None:
         parser.error("give --home, or set MEETARA_HOME")
-    form: Literal["json", "console"] = "console" if environment("MEETARA_LOG") == "console" else "json"
-    configure(options.agent, form)
     home = Path(options.home).absolute()
 
     async def serve(address: BrokerAddress) -> None:
         await agent(Wiring(options.agent, home, address, options.lab)).run()
 
     try:
+        configure(options.agent, *wanted())
         asyncio.run(serve(BrokerAddress.read(os.environ, broker=options.host, port=options.port)))
     except LabError as error:
         with contextlib.suppress(OSError):  # the log's disk may be what is full
-            print(f"{options.agent}: {error}", file=sys.stderr, flush=True)
+            print(f"{options.agent}: {clean(str(error), quotes=False)}", file=sys.stderr, flush=True)
         sys.exit(1 if error.retry is Retry.LATER else 2)

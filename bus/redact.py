@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
 from types import TracebackType
@@ -29,7 +30,7 @@ FACTS: Mapping[str, re.Pattern[str]] = {
         "period", "report", "role", "stage", "state", "tier", "timer", "trace",
     ), IDENTIFIER),
     "topic": TOPIC,
-    **dict.fromkeys(("timestamp", "event", "broker", "listen", "file", "reason", "note"), ANYTHING),
+    **dict.fromkeys(("timestamp", "event", "broker", "listen", "file", "line", "reason", "note"), ANYTHING),
 }  # fmt: skip
 """Name of a fact to the form that its text must have. Numbers, truth values and None may stand under any name.
 `event` is written in the program; `file` is a place; `reason` comes from `of_error` or from the operating system."""
@@ -51,16 +52,16 @@ PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     ), rf"\g<name>{HIDDEN}"),
     (re.compile(r"(?i)\bbearer\s+[\w.~+/=-]{8,}"), f"Bearer {HIDDEN}"),
     (re.compile(r"(?P<name>input_value=).*?(?=, input_type=|$)", re.DOTALL), rf"\g<name>{HIDDEN}"),
-    (re.compile(r"(?<!\w)(?P<q>['\"]).*?(?P=q)(?!\w)", re.DOTALL), HIDDEN),
 )  # fmt: skip
-"""Credentials in addresses, e-mail addresses, secrets by name, bearer tokens, what pydantic quotes, whatever stands in quotes."""
+"""Credentials in addresses, e-mail addresses, secrets by name, bearer tokens, what pydantic quotes."""
+QUOTED = re.compile(r"(?<!\w)(?P<q>['\"]).*?(?P=q)(?!\w)", re.DOTALL)
 
 
-def clean(text: str) -> str:
-    """Return a sentence without credentials, addresses and quotations."""
+def clean(text: str, *, quotes: bool = True) -> str:
+    """Return a sentence without credentials and e-mail addresses, and (`quotes`) without what stands in quotation marks."""
     for pattern, instead in PATTERNS:
         text = pattern.sub(instead, text)
-    return text
+    return QUOTED.sub(HIDDEN, text) if quotes else text
 
 
 def redact(logger: object, name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -80,10 +81,13 @@ def of_error(error: LabError) -> dict[str, object]:
     """Return what a log may tell of an error: its code and place, and its sentence where that quotes nobody."""
     facts: dict[str, object] = {"code": error.code.name}
     for name in ("field", "file", "line"):
-        if error.data.get(name) is not None:
-            facts[name] = error.data[name]
+        value = error.data.get(name)
+        if isinstance(value, int):
+            facts[name] = value
+        elif isinstance(value, str):
+            facts[name] = clean(value) if FACTS[name].fullmatch(value) else HIDDEN
     if error.code in QUOTABLE:
-        facts["reason"] = error.message
+        facts["reason"] = clean(error.message)
     return facts
 
 
@@ -91,8 +95,6 @@ def of_exception(logger: object, name: str, line: MutableMapping[str, Any]) -> M
     """A structlog processor: turn `exc_info` into types and places. Neither texts nor local variables are kept."""
     info = line.pop("exc_info", None)
     if info is True:
-        import sys
-
         info = sys.exc_info()
     error = info[1] if isinstance(info, tuple) else info
     if isinstance(error, BaseException):

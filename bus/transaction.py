@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
 
+from bus import trace
 from bus.store import Event, Store
 from protocol.envelope import MCPMessage, Reply
 from protocol.errors import LabError
 from protocol.ids import uuid7
 from protocol.topics import BY_NAME, Topics
+
+ABOUT = "_about"
+"""Where a timer's data keep its trace and job."""
 
 
 class Deferred:
@@ -114,6 +120,16 @@ class Transaction:
         body = b"" if payload is None else payload.model_dump_json().encode()
         self.store.publish(self.topics.of(topic, **levels), body, row.retain, row.expiry)
 
+    @contextmanager
+    def about(self, traceparent: str | None, *, job: object = None, **facts: str) -> Iterator[None]:
+        """Do something under a trace: calls made and timers set in it carry it on, and every log line in it shows it."""
+        before, self.traceparent = self.traceparent, traceparent
+        try:
+            with trace.bound(traceparent, job=job, **facts):
+                yield
+        finally:
+            self.traceparent = before
+
     def event(self, stream: str, type: str, data: dict[str, Any]) -> int:
         """Append a fact to a stream; returns its number."""
         return self.store.append(stream, type, data, self.now)
@@ -123,16 +139,25 @@ class Transaction:
         return self.store.events(stream, since)
 
     def timer(self, name: str, key: str, due: datetime, data: dict[str, Any] | None = None) -> None:
-        """Set a timer, handled by `timer_handlers[name]`; survives restarts; replaces one of the same name and key."""
-        self.store.set_timer(name, key, due, data or {})
+        """Set a timer, handled by `timer_handlers[name]` under the present trace; survives restarts; replaces one of the same
+        name and key."""
+        self.store.set_timer(name, key, due, {**(data or {}), ABOUT: trace.carried()})
 
     def cancel_timer(self, name: str, key: str) -> None:
         """Remove a timer."""
         self.store.cancel_timer(name, key)
 
+    def hasten_timers(self, name: str) -> None:
+        """Let all timers of a name fire at once."""
+        self.store.hasten_timers(name, self.now)
+
     def after_commit(self, action: Callable[[], object]) -> None:
-        """Run an action (start a process, stop one) once everything is committed; not run on a roll-back."""
-        self._after.append(action)
+        """Run an action (start a process, stop one) once everything is committed; not run on a roll-back.
+
+        It runs under the trace of now, and so does every background task that it starts.
+        """
+        context = copy_context()
+        self._after.append(lambda: context.run(action))
 
     def message(self, message_id: str) -> MCPMessage | None:
         """Return a call from the inbox, answered or not."""

@@ -52,6 +52,13 @@ def dollars(value: float | None) -> str:
     return f"${value:,.2f}" if value == 0 or value >= 0.01 else f"${value:.6f}"
 
 
+def brief(value: float) -> str:
+    """Return an amount in US dollars for a narrow column: cents, or two digits of what is less than one."""
+    if value == 0 or value >= 0.01:
+        return f"${value:,.2f}"
+    return "<$0.0001" if value < 0.0001 else f"${value:.4f}"
+
+
 def micros(value: int | None) -> str:
     """Return micro-dollars as dollars."""
     return dollars(None if value is None else value / 1_000_000)

@@ -19,6 +19,7 @@ from agents.conductor.decide import (
 )
 from agents.conductor.record import Fact, JobRecord
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from bus.redact import of_error
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import Empty, JobEvent, JobEvents, JobList, JobSnapshot, Report, RoutedRequest, Submitted
@@ -148,7 +149,7 @@ class ConductorAgent(BaseAgent):
 
     def closing_answered(self, answer: Answer, tx: Transaction) -> None:
         if answer.error is not None:
-            self.log.error("closing a job was refused", job=answer.key, method=answer.method, reason=str(answer.error))
+            self.log.error("closing a job was refused", job=answer.key, method=answer.method, **of_error(answer.error))
 
     # timers
 
@@ -189,6 +190,8 @@ class ConductorAgent(BaseAgent):
                 tx.call(call.method, call.params, to=call.to, key=job, id=call.id)
             return
         decision = decide(record, happening, tx.now)
+        if decision.record.state is not record.state and not decision.record.final:
+            self.log.info("job goes on", job=job, state=decision.record.state.value, stage=decision.record.stage)
         self.commit(decision, tx)
 
     def commit(self, decision: Decision, tx: Transaction) -> None:
@@ -214,7 +217,7 @@ class ConductorAgent(BaseAgent):
         if record.final:
             for row in tx.connection.execute("SELECT call FROM cancels WHERE job = ?", (job,)).fetchall():
                 tx.reply(row["call"], record.snapshot())
-            self.log.info("job ended", job=job, state=record.state.value, reason=record.reason)
+            self.log.info("job ended", job=job, state=record.state.value)
 
     def publish_fact(self, record: JobRecord, fact: Fact, tx: Transaction) -> None:
         seq = tx.event(record.job, fact.type, fact.data)

@@ -41,17 +41,20 @@ class CostMonitorAgent(BaseAgent):
         reservation, alerts = self._ledger(tx).reserve(
             message.id, request.job, request.amount_micros, request.provider, request.domain, tx.now
         )
+        self.log.info("reserved", amount_micros=request.amount_micros)
         self._publish(alerts, tx)
         return reservation
 
     def _settle(self, message: MCPMessage, tx: Transaction) -> Empty:
         request = cast(SettleRequest, self.params(message))
         self._publish(self._ledger(tx).settle(request.reservation, request.job, request.amount_micros, tx.now), tx)
+        self.log.info("settled", amount_micros=request.amount_micros)
         return Empty()
 
     def _release(self, message: MCPMessage, tx: Transaction) -> Empty:
         request = cast(ReleaseRequest, self.params(message))
         self._ledger(tx).release(request.reservation, request.job, tx.now)
+        self.log.info("released")
         return Empty()
 
     def _report(self, message: MCPMessage, tx: Transaction) -> BudgetReport:

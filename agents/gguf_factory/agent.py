@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from agents.gguf_factory import machine
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
-from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, trace
 from bus.lease import TTL
+from bus.redact import of_error
 from configs import Configs, load
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, ErrorBody, LabError, Retry
@@ -55,7 +56,7 @@ class FactoryAgent(BaseAgent):
         self.processes: dict[str, JobProcess] = {}
         self.stop_calls: dict[str, list[str]] = {}
         self.leaving = False
-        self.plans: asyncio.PriorityQueue[tuple[int, int, str, PlanRequest]] = asyncio.PriorityQueue()
+        self.plans: asyncio.PriorityQueue[tuple[int, int, str, PlanRequest, str | None]] = asyncio.PriorityQueue()
         self.plans_asked = 0
 
     def card(self) -> Card:
@@ -73,8 +74,7 @@ class FactoryAgent(BaseAgent):
             self.spawn(self.answer_plans())
         with self.transaction() as tx:
             tx.store.reopen(["job.plan", "job.stop"])
-            for row in tx.connection.execute("SELECT job FROM runs").fetchall():
-                self.ask_renewal(row["job"], tx)
+            tx.hasten_timers("renew")  # not asked here: the timers know under which traces the jobs were started
 
     async def stopping(self) -> None:
         """Checkpoint every job and tell the conductor, so that it goes on when a factory is there again."""
@@ -88,15 +88,16 @@ class FactoryAgent(BaseAgent):
     def plan(self, message: MCPMessage, tx: Transaction) -> Deferred:
         request: PlanRequest = self.params(message)
         self.plans_asked += 1
-        waiting = (-request.request.priority, self.plans_asked, message.id, request)
+        waiting = (-request.request.priority, self.plans_asked, message.id, request, message.traceparent)
         tx.after_commit(lambda: self.plans.put_nowait(waiting))
         return DEFERRED
 
     async def answer_plans(self) -> None:
         """Answer the plans that are asked for, one after another, the most urgent first."""
         while True:
-            _, _, call, request = await self.plans.get()
-            await self.answer_plan(call, request)
+            _, _, call, request, traceparent = await self.plans.get()
+            with trace.bound(traceparent, job=request.job):
+                await self.answer_plan(call, request)
 
     async def answer_plan(self, call: str, request: PlanRequest) -> None:
         for _ in range(PLAN_ATTEMPTS):
@@ -107,10 +108,13 @@ class FactoryAgent(BaseAgent):
         result: Plan | LabError
         if "plan" in answer:
             result = Plan.model_validate(answer["plan"])
+            self.log.info("planned", rows=result.rows, steps=result.steps)
         elif "error" in answer:
             result = LabError.from_body(ErrorBody.model_validate(answer["error"]))
+            self.log.warning("no plan", **of_error(result))
         else:
             result = LabError(Code.INTERNAL, answer["crash"], retry=Retry.LATER)
+            self.log.error("planning crashed")
 
         def reply() -> None:
             with self.transaction() as tx:
@@ -155,6 +159,7 @@ class FactoryAgent(BaseAgent):
             folder, self.slots,
             lambda line: self.until_stored(lambda: self.heard(run, line)),
             lambda status: self.until_stored(lambda: self.ended(run, process, status)),
+            agent=self.agent,
         )  # fmt: skip
         self.processes[run.job] = process
 
@@ -164,6 +169,7 @@ class FactoryAgent(BaseAgent):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_job(folder, run)
+                self.log.info("job started", attempt=run.attempt, fence=run.fence)
                 await process.run()
             finally:  # a stopping factory waits for what is in here
                 if self.processes.get(run.job) is process:
@@ -202,6 +208,7 @@ class FactoryAgent(BaseAgent):
 
     def ended(self, run: RunRequest, process: JobProcess, status: int) -> None:
         """The process is gone: answer who waited for that; if it said nothing, tell the conductor."""
+        self.log.info("job's process ended", status=status)
         if self.processes.get(run.job) is process:
             del self.processes[run.job]
         with self.transaction() as tx:
@@ -316,18 +323,19 @@ class FactoryAgent(BaseAgent):
             if job not in self.processes:
                 self.ask_renewal(job, tx)
         else:
-            self.give_up(job, str(answer.error), tx)
+            self.give_up(job, answer.error, tx)
 
     def report_answered(self, answer: Answer, tx: Transaction) -> None:
         if answer.error is not None and answer.error.code is Code.FENCED:
             run = self.held(answer.key, tx)
             if run is not None and answer.call_id.startswith(f"{run.job}:{run.fence}:"):
-                self.give_up(answer.key, str(answer.error), tx)
+                self.give_up(answer.key, answer.error, tx)
         elif answer.error is not None:
-            self.log.error("a report was refused", job=answer.key, report=answer.call_id, reason=str(answer.error))
+            self.log.error("a report was refused", job=answer.key, report=answer.call_id, **of_error(answer.error))
 
-    def give_up(self, job: str, reason: str, tx: Transaction) -> None:
-        self.log.warning("the lease is over; stopping the job", job=job, reason=reason)
+    def give_up(self, job: str, error: LabError | None, tx: Transaction) -> None:
+        facts = of_error(error) if error is not None else {}
+        self.log.warning("the lease is over; stopping the job", job=job, **facts)
         self.forget(job, tx)
         process = self.processes.get(job)
         if process is not None:

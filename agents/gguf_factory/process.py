@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from bus import trace
 from protocol.job import PlanRequest
 
 QUIET_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -35,13 +36,15 @@ class JobProcess:
         slots: how many jobs share this machine's cores.
         heard: takes each JSON line of the process.
         ended: called once with the exit status (negative: killed by that signal).
+        agent: the factory's id, for the process's log.
     """
 
     def __init__(
         self, folder: Path, slots: int, heard: Callable[[dict[str, Any]], Awaitable[None]],
-        ended: Callable[[int], Awaitable[None]],
+        ended: Callable[[int], Awaitable[None]], *, agent: str = "gguf_factory",
     ) -> None:  # fmt: skip
         self.folder = folder
+        self.agent = agent
         self.slots = slots
         self.heard = heard
         self.ended = ended
@@ -55,9 +58,9 @@ class JobProcess:
             return
         with (self.folder / "log.txt").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agents.gguf_factory.work", str(self.folder),
+                sys.executable, "-m", "agents.gguf_factory.work", str(self.folder), "--agent", self.agent,
                 stdout=asyncio.subprocess.PIPE, stderr=log, stdin=asyncio.subprocess.DEVNULL, limit=LINE_LIMIT,
-                start_new_session=True, env={**QUIET_WAITING, **os.environ, "MEETARA_SLOTS": str(self.slots)},
+                start_new_session=True, env=self._environment(),
             )  # fmt: skip
         process = self._process
         if self._stopping.is_set():
@@ -71,6 +74,11 @@ class JobProcess:
             self._signal(signal.SIGKILL)
             raise
         await self.ended(status)
+
+    def _environment(self) -> dict[str, str]:
+        traceparent = trace.current()
+        told = {trace.VARIABLE: traceparent} if traceparent is not None else {}
+        return {**QUIET_WAITING, **os.environ, "MEETARA_SLOTS": str(self.slots), **told}
 
     async def stop(self, grace: float) -> None:
         """Ask the process to save and end; after `grace` seconds kill it and everything it started."""

@@ -1,6 +1,7 @@
 """The process of one job: runs the stages and writes what happens as JSON lines.
 
-    python -m agents.gguf_factory.work JOBDIR   # reads job.json (a RunRequest); exit code 0 done, 3 stopped, 1 failed
+    python -m agents.gguf_factory.work JOBDIR [--agent ID]   # reads job.json (a RunRequest); exit code 0 done, 3 stopped,
+                                                            # 1 failed; ID is the factory's, for the log
     python -m agents.gguf_factory.work --plan   # PlanRequest on stdin, {"plan": …} or {"error": …} on stdout
 
 Nothing but those lines goes to stdout; whatever libraries print goes to stderr. SIGTERM asks for a stop: the stage
@@ -18,15 +19,17 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import structlog
 from pydantic import ValidationError
 
 from agents.gguf_factory import lifeline
 from agents.gguf_factory.job import Job, Stopped
+from bus import logs, trace
+from bus.redact import of_error
 from protocol import Code, LabError, Retry
 from protocol.job import PlanRequest, RunRequest, Stage
 
@@ -35,6 +38,7 @@ NICENESS = 5  # the agents must stay able to renew leases while a job takes ever
 PROGRESS_S = 0.5  # twice a second is as often as a person's eye follows
 NO_SPACE_WORDS = os.strerror(errno.ENOSPC)  # also in safetensors' errors and the converter's last words
 FULL_BYTES = 1_000_000  # with less than this left, whatever failed failed for want of space
+log = structlog.get_logger()
 LOCK_WAIT_S = 10.0  # a predecessor that was just killed may take a moment to let go of its memory and its lock
 
 
@@ -87,30 +91,45 @@ def work(folder: Path, out: TextIO) -> int:
     try:
         run = _read(folder)
         _lock(folder)
-        job = Job(run, folder, home=folder.parent.parent, progress=lines.progress, stop=lambda: stopping)
+    except LabError as error:
+        log.error("the job cannot be worked on", **of_error(error))
+        return _failed(lines, error)
+    with trace.bound(trace.inherited(), job=run.job):
+        return _work(run, folder, lines, lambda: stopping)
+
+
+def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bool]) -> int:
+    def report(line: Mapping[str, Any]) -> None:
+        log.info(line["kind"].replace("_", " "), stage=line["stage"], seconds=line.get("seconds"))
+        lines.write(line)
+
+    log.info("job begins", attempt=run.attempt)
+    try:
+        job = Job(run, folder, home=folder.parent.parent, progress=lines.progress, stop=stopping)
         from agents.gguf_factory import pipeline
 
-        manifests = pipeline.run(job, lines.write)
+        manifests = pipeline.run(job, report)
         lines.write({"kind": "done", **_outcome(manifests)})
         _remember(job, manifests)
     except Stopped as stopped:
         stage = stopped.args[0] if stopped.args else lines.stage
+        log.info("job stopped", stage=str(getattr(stage, "value", stage)))
         lines.write({"kind": "stopped", "stage": str(getattr(stage, "value", stage))})
         return STOPPED
     except LabError as error:
-        with contextlib.suppress(OSError):  # the log's disk may be full, and the conductor must hear of it
-            print(f"{lines.stage}: {error}", file=sys.stderr)
+        log.error("job failed", stage=lines.stage, **of_error(error))
         return _failed(lines, _of_space(folder, error))
     except MemoryError:
+        log.error("job failed", stage=lines.stage, code=Code.NO_CAPACITY.name)
         advice = "Choose a smaller base, lower parameters.sequence_length, or a larger machine."
         problem = f"The machine ran out of memory in the stage {lines.stage}."
         return _failed(lines, LabError(Code.NO_CAPACITY, problem, advice=advice, retry=Retry.OTHER_WORKER))
-    except Exception as error:  # noqa: BLE001 - the process's last word: whatever went wrong must reach the conductor
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
+    except Exception as error:
+        log.exception("job failed", stage=lines.stage)
         where = f"see {folder / 'log.txt'}"
         problem = f"The stage {lines.stage} failed: {type(error).__name__}: {error}; {where}."
         return _failed(lines, _of_space(folder, LabError(Code.INTERNAL, problem, retry=Retry.LATER)))
+    log.info("job done")
     return DONE
 
 
@@ -208,6 +227,8 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(PermissionError):  # the starter already made it the leader of a session
         os.setpgid(0, 0)
     os.nice(NICENESS)
+    agent = arguments[2] if arguments[1:2] == ["--agent"] else "gguf_factory"
+    logs.configure(agent, *logs.wanted())
     return work(Path(arguments[0]).resolve(), out)
 
 

@@ -13,6 +13,7 @@ from agents.gpu_orchestrator.queue import Waiting
 from bus import DEFERRED, BaseAgent, Deferred, Transaction, Wiring
 from bus.lease import SCHEMA as LEASES
 from bus.lease import TTL, Lease, Leases
+from bus.redact import of_error
 from configs import Configs, load
 from protocol import Code, LabError, MCPMessage, uuid7
 from protocol.job import Empty
@@ -97,7 +98,7 @@ class GpuOrchestratorAgent(BaseAgent):
             try:
                 self._fleet.note((Card if kind == "card" else Presence).model_validate_json(payload))
             except ValidationError as error:
-                self.log.warning("not understood", topic=topic, reason=str(LabError.from_validation(error, kind)))
+                self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, kind)))
                 return
         with self.transaction() as tx:
             self._hand_out(tx)
@@ -128,7 +129,9 @@ class GpuOrchestratorAgent(BaseAgent):
         tier = self._configs.tiers.get(request.tier)
         machines = self._fleet.machines(self._leases(tx).live())
         cap = tier.cap_usd if tier else None
-        return offers.quote(request.job, request.plan, machines, self._configs.providers.local, request.budget_usd, cap)
+        quote = offers.quote(request.job, request.plan, machines, self._configs.providers.local, request.budget_usd, cap)
+        self.log.info("quoted", job=request.job, machine=quote.choice.machine)
+        return quote
 
     def _answer_quotes(self, tx: Transaction) -> None:
         for row in tx.connection.execute("SELECT * FROM quotes").fetchall():
@@ -233,11 +236,13 @@ class GpuOrchestratorAgent(BaseAgent):
                 job.job, uuid7(), machine, tx.now, memory_bytes=job.memory_bytes,
                 price_micros_per_hour=self._configs.providers.local.price_micros_per_hour,
             )  # fmt: skip
-            tx.timer("lease", lease.job, lease.expires_at)
-            self.log.info("leased", job=lease.job, machine=machine, fence=lease.fence)
-            for message, request in requests.items():
-                if request.job == job.job:
-                    self._answer_waiting(message, _grant(lease), tx)
+            asked = [message for message, request in requests.items() if request.job == job.job]
+            stored = tx.message(asked[0])  # not the message that is being handled: that may be another job's
+            with tx.about(stored.traceparent if stored else None, job=lease.job):
+                tx.timer("lease", lease.job, lease.expires_at)
+                self.log.info("leased", machine=machine, fence=lease.fence)
+            for message in asked:
+                self._answer_waiting(message, _grant(lease), tx)
         self._tell(tx)
 
     def _waiting(self, tx: Transaction, job: str | None = None) -> list[Any]:

@@ -28,6 +28,7 @@ class RouterAgent(BaseAgent):
         tx.call(
             "train.route", routed, key=message.id, id=f"{routed.job}:route", priority=max(message.priority, request.priority)
         )
+        self.log.info("routed", job=routed.job, domain=routed.route.domain, tier=routed.route.tier)
         return DEFERRED
 
     def _answered(self, answer: Answer, tx: Transaction) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 from agents.tts import core, synthesis
 from agents.tts.recordings import Recording, Recordings
 from bus import DEFERRED, BaseAgent, Deferred, Transaction, Wiring
+from bus.redact import of_error
 from configs import Configs, load
 from protocol import Code, LabError, MCPMessage, Retry
 from protocol.voice import MAX_AUDIO_PART, AudioPart, AudioQuery, Speech, SpeechRequest, Voice, VoiceList
@@ -110,7 +111,7 @@ class SpeechAgent(BaseAgent):
             try:
                 outcome = await self.record(key, order.utterance)
             except LabError as error:
-                self.log.warning("speech failed", reason=str(error), code=error.code.name)
+                self.log.warning("speech failed", **of_error(error))
                 outcome = error
             milliseconds = (time.monotonic() - begin) * 1000
             with self.transaction() as tx:

@@ -21,6 +21,10 @@ WIDE = 120
 """Columns from which a running job fits one line, and agents stand beside the money."""
 FACTORIES = 4
 """Factories that get a line of their own; of more the rest is counted."""
+GAUGE = 12
+"""Marks of a bar below which the word "reserved" gives way to it."""
+BESIDE = 6 + 2 + 8
+"""Columns of a line of money that are neither bar nor amounts: the period, a gap, the percentage."""
 TONES = {"good": ("✓", "green"), "bad": ("✗", "red"), "warning": ("!", "yellow"), "plain": ("·", "cyan")}
 
 @dataclass
@@ -145,8 +149,10 @@ class Picture:
         money = self.board.money
         if money is None:
             return [Text("The cost monitor has not answered yet.", style="dim")]
-        words = [_amounts(period) for period in money.periods]
-        room = max(8, width - 6 - 1 - max(map(len, words)) - 10)
+        words = [_amounts(period, " reserved") for period in money.periods]
+        if width - max(map(len, words)) - BESIDE < GAUGE:
+            words = [_amounts(period, "") for period in money.periods]
+        room = max(4, width - max(map(len, words)) - BESIDE)
         return [
             self._period(period, told.rjust(max(map(len, words))), money, room)
             for period, told in zip(money.periods, words, strict=True)
@@ -166,9 +172,10 @@ class Picture:
         return line
 
 
-def _amounts(period: PeriodReport) -> str:
-    reserved = f" + {show.micros(period.reserved_micros)} reserved" if period.reserved_micros else ""
-    return f"{show.micros(period.spent_micros)}{reserved} of {show.micros(period.cap_micros)}"
+def _amounts(period: PeriodReport, word: str) -> str:
+    spent, cap = show.brief(period.spent_micros / 1e6), show.brief(period.cap_micros / 1e6)
+    reserved = f" + {show.brief(period.reserved_micros / 1e6)}{word}" if period.reserved_micros else ""
+    return f"{spent}{reserved} of {cap}"
 
 
 def _gauge(period: PeriodReport, alerts: list[int], width: int, colour: str) -> Text:

@@ -68,7 +68,7 @@ class JobLines:
         names, domains = _width(aligned, "job", 26 if wide else 18), _width(aligned, "domain", 20 if wide else 16)
         parts: list[RenderableType] = []
         if wide and shown_running:
-            parts.append(self._table(shown_running, names, domains))
+            parts.append(self._table(shown_running, names, domains, 16 if width > 140 else 10))
         elif shown_running:
             parts += [part for job in shown_running for part in self._two_lines(job)]
         if shown_waiting or shown_finished:
@@ -85,7 +85,7 @@ class JobLines:
             parts.append(Text(told, style="dim", no_wrap=True, overflow="ellipsis"))
         return parts
 
-    def _table(self, jobs: Iterable[JobSnapshot], names: int, domains: int) -> Table:
+    def _table(self, jobs: Iterable[JobSnapshot], names: int, domains: int, course: int) -> Table:
         table = Table(
             Column("", width=1), Column("job", width=names), Column("domain", width=domains), Column("stage"),
             Column("", ratio=1, overflow="ellipsis"), Column("step", justify="right"), Column("loss"),
@@ -98,7 +98,7 @@ class JobLines:
             numbers = self._numbers(job)
             table.add_row(
                 self._mark(job), Text(show.shortened(job.job, names), style="bold"), Text(show.shortened(job.domain, domains)),
-                self._stage(job), self._bar(job), numbers["step"], self._loss(job, numbers, 16), numbers["speed"],
+                self._stage(job), self._bar(job), numbers["step"], self._loss(job, numbers, course), numbers["speed"],
                 numbers["left"], numbers["cost"],
             )  # fmt: skip
         return table
@@ -185,7 +185,7 @@ class JobLines:
         now = self.board.of_stage(job) if self._kind(job) == "runs" else None
         style = "dim" if now is not None and (self.now - now.at).total_seconds() > STALE_SECONDS else ""
         cost = self.board.cost_usd(job)
-        found = {"step": "", "loss": "", "speed": "", "left": "", "cost": "" if cost is None else show.dollars(cost)}
+        found = {"step": "", "loss": "", "speed": "", "left": "", "cost": "" if cost is None else show.brief(cost)}
         if now is not None:
             if now.step is not None:
                 found["step"] = f"{now.step}/{now.steps}" if now.steps else str(now.step)
