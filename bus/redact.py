@@ -47,7 +47,7 @@ PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@'\"]+@"), rf"\g<scheme>{HIDDEN}@"),
     (re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+"), HIDDEN),
     (re.compile(
-        r"(?i)(?P<name>[\w-]*(?:password|passwd|secret|token|api[_-]?key|authorization|signature|credential)s?[\"']?\s*[=:]\s*"
+        r"(?i)(?P<name>[\w-]*(?:password|passwd|secret|token|api[_-]?key|authorization|signature|credential)[\w-]*[\"']?\s*[=:]\s*"
         r"[\"']?(?:bearer\s+)?)[^\s\"',;&}]+"
     ), rf"\g<name>{HIDDEN}"),
     (re.compile(r"(?i)\bbearer\s+[\w.~+/=-]{8,}"), f"Bearer {HIDDEN}"),

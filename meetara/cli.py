@@ -159,6 +159,26 @@ def agents(
 
 
 @app.command()
+def logs(
+    agent: Annotated[
+        str | None, typer.Argument(metavar="[AGENT]", help="An agent's id or role, or broker; default: all.", show_default=False)
+    ] = None,
+    job: Annotated[str | None, typer.Option("--job", help="Only lines about this job.", show_default=False)] = None,
+    trace: Annotated[str | None, typer.Option("--trace", help="Only lines of this trace.", show_default=False)] = None,
+    last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many lines; 0: all.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the lab's processes have written, merged by time."""
+    from meetara.screens import logs as screen
+
+    wanted = screen.Wanted(agent=agent, job=job, trace=trace)
+    show = screen.logs({"home": home}, wanted, last=last, follow=follow, as_json=as_json, console=console())
+    raise typer.Exit(run(show))
+
+
+@app.command()
 def chat(
     model: Annotated[
         str, typer.Argument(metavar="DOMAIN|FILE", help="A .gguf file, or a domain or job whose model lies in the home.")

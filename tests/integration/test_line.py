@@ -26,6 +26,7 @@ from tests.integration.lab import (
 pytestmark = pytest.mark.timeout(900)
 
 JOB = "published-1"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 FIELDS = {
     "job", "state", "stage", "attempt", "domain", "tier", "profile", "cost_usd", "quality_percent", "artefacts",
     "gates",
@@ -34,7 +35,7 @@ FIELDS = {
 
 
 async def test_a_published_request_becomes_a_file_and_stays_one_job(lab: RunningLab, ground: Ground) -> None:
-    body = {"domain": DOMAIN, "dataset": ground.rows.as_uri(), "id": JOB}
+    body = {"domain": DOMAIN, "dataset": ground.rows.as_uri(), "id": JOB, "_meta": {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}}
     async with lab.client() as client, listening(client, JOB) as ears:
         await lab.publish(json.dumps(body))
         final = await ears.end()
@@ -66,6 +67,25 @@ async def test_a_published_request_becomes_a_file_and_stays_one_job(lab: Running
         await settled(client, JOB)
 
     await check_commands(lab, final, events)
+    await check_logs(lab)
+
+
+async def check_logs(lab: RunningLab) -> None:
+    """The trace of one request is in the log of every process that had a part in it, and `meetara logs` merges them."""
+    names = [f"{role}-1.log" for role in ("router", "conductor", "cost_monitor", "gpu_orchestrator", "gguf_factory")]
+    for path in [*(lab.home / "logs" / name for name in names), lab.folder(JOB) / "log.txt"]:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if TRACE in line]
+        assert lines, f"nothing of the trace is in {path}"
+        assert any(json.loads(line).get("job") == JOB for line in lines), path
+    merged = await lab.cli("logs", "--trace", TRACE, "--json", "-n", "0")
+    lines = [json.loads(line) for line in merged.out.splitlines()]
+    assert {line["agent"] for line in lines} == {name.removesuffix(".log") for name in names}
+    assert [line["timestamp"] for line in lines] == sorted(line["timestamp"] for line in lines)
+    events = [line["event"] for line in lines]
+    told = ["routed", "planned", "quoted", "reserved", "leased", "job begins", "job done", "job ended", "settled"]
+    assert [event for event in dict.fromkeys(events) if event in told] == told
+    one = await lab.cli("logs", "conductor-1", "--job", JOB)
+    assert "job ended" in one.out and "router-1" not in one.out
 
 
 def check_snapshot(final: JobSnapshot) -> None:
@@ -122,7 +142,7 @@ async def check_commands(lab: RunningLab, final: JobSnapshot, events: list[JobEv
     assert JOB not in [item["job"] for item in money.json["open_reservations"]]
     agents = (await lab.cli("agents", "--json")).json["agents"]
     assert {agent["role"] for agent in agents} == {
-        "conductor", "router", "gpu_orchestrator", "cost_monitor", "gguf_factory",
+        "conductor", "router", "gpu_orchestrator", "cost_monitor", "gguf_factory", "emotion", "tts",
     }  # fmt: skip
     assert all(agent["online"] for agent in agents)
     assert [agent["card"]["slots"] for agent in agents if agent["role"] == "gguf_factory"] == [1]
