@@ -26,7 +26,7 @@ ANYTHING = re.compile(r".*", re.DOTALL)
 
 FACTS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys((
-        "agent", "answer_to", "code", "domain", "field", "job", "key", "level", "logger", "machine", "message", "method",
+        "agent", "agents", "answer_to", "code", "domain", "field", "job", "key", "level", "logger", "machine", "message", "method",
         "period", "report", "role", "stage", "state", "tier", "timer", "trace",
     ), IDENTIFIER),
     "topic": TOPIC,
@@ -72,9 +72,15 @@ def redact(logger: object, name: str, line: MutableMapping[str, Any]) -> Mutable
         if value is None or isinstance(value, bool | int | float):
             continue
         form = FACTS.get(fact)
-        text = value if isinstance(value, str) else None
-        line[fact] = HIDDEN if text is None or form is None or not form.fullmatch(text) else clean(text)
+        if isinstance(value, list) and form is IDENTIFIER:
+            line[fact] = [_checked(item, form) for item in value]
+        else:
+            line[fact] = _checked(value, form)
     return line
+
+
+def _checked(value: object, form: re.Pattern[str] | None) -> str:
+    return clean(value) if isinstance(value, str) and form is not None and form.fullmatch(value) else HIDDEN
 
 
 def of_error(error: LabError) -> dict[str, object]:

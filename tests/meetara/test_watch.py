@@ -12,7 +12,6 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from bus.broker import Broker, find_mosquitto
 from meetara.lab import Lab
 from meetara.news import Link
 from meetara.screens import watch
@@ -20,6 +19,7 @@ from protocol import JobSnapshot, Progress, State
 from protocol.job import Stage
 from protocol.machine import Card, Presence, ProviderStatus
 from protocol.money import BudgetAlert, BudgetReport
+from tests.conftest import PlainBroker
 from tests.meetara.test_lab import lab_with_publisher, snapshot
 
 LIMIT = 30.0
@@ -67,8 +67,8 @@ async def publish_everything(publish) -> None:
     await publish("job_progress", Progress(job="one", stage=Stage.TRAIN, attempt=1, step=3, steps=9, at=AT), job="one")
 
 
-async def test_news_are_typed(tmp_path) -> None:
-    async with lab_with_publisher(tmp_path) as (lab, publish), asyncio.timeout(LIMIT):
+async def test_news_are_typed(broker: PlainBroker, tmp_path) -> None:
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish), asyncio.timeout(LIMIT):
         await publish_everything(publish)
         wanted = {Card, Presence, ProviderStatus, BudgetAlert, JobSnapshot, Progress}
         seen: set[type] = set()
@@ -78,28 +78,20 @@ async def test_news_are_typed(tmp_path) -> None:
                 break
 
 
-async def test_a_broker_that_goes_and_comes_back_is_told(tmp_path) -> None:
-    broker = Broker(tmp_path, 0, roles=("conductor",), program=find_mosquitto())
-    await broker.start()
-    try:
-        await broker.open_gate()
-        async with Lab(home=tmp_path, port=broker.port) as lab, asyncio.timeout(LIMIT):
-            links = asyncio.create_task(first_links(lab))
-            await asyncio.sleep(0)
-            screen = Screen()
-            console = Console(file=screen, force_terminal=True, width=100, height=30, color_system=None)
-            where = {"home": tmp_path, "host": None, "port": broker.port, "lab": None}
-            watching = asyncio.create_task(watch.watch(where, None, as_json=False, console=console))
-            await screen.until(lambda text: "No jobs yet" in text, watching)
-            await broker.stop()
-            await screen.until(lambda text: "connection lost" in text, watching)
-            await broker.start()
-            await broker.open_gate()
-            assert await links == [False, True]
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-    finally:
-        await broker.stop()
+async def test_a_broker_that_goes_and_comes_back_is_told(broker: PlainBroker, tmp_path) -> None:
+    async with Lab(home=tmp_path, port=broker.address.port) as lab, asyncio.timeout(LIMIT):
+        links = asyncio.create_task(first_links(lab))
+        screen = Screen()
+        console = Console(file=screen, force_terminal=True, width=100, height=30, color_system=None)
+        where = {"home": tmp_path, "host": None, "port": broker.address.port, "lab": None}
+        watching = asyncio.create_task(watch.watch(where, None, as_json=False, console=console))
+        await screen.until(lambda text: "No jobs yet" in text, watching)
+        broker.kill()
+        await screen.until(lambda text: "connection lost" in text, watching)
+        broker.start()
+        assert await links == [False, True]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 async def first_links(lab: Lab) -> list[bool]:
@@ -111,8 +103,8 @@ async def first_links(lab: Lab) -> list[bool]:
     return found
 
 
-async def test_a_terminal_shows_what_is_published(tmp_path) -> None:
-    async with lab_with_publisher(tmp_path) as (lab, publish):
+async def test_a_terminal_shows_what_is_published(broker: PlainBroker, tmp_path) -> None:
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish):
         await publish_everything(publish)
         screen = Screen()
         console = Console(file=screen, force_terminal=True, width=100, height=30, color_system=None)
@@ -127,8 +119,8 @@ async def test_a_terminal_shows_what_is_published(tmp_path) -> None:
         assert screen.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
-async def test_programs_get_one_tagged_object_a_line(tmp_path, capsys) -> None:
-    async with lab_with_publisher(tmp_path) as (lab, publish):
+async def test_programs_get_one_tagged_object_a_line(broker: PlainBroker, tmp_path, capsys) -> None:
+    async with lab_with_publisher(broker, tmp_path) as (lab, publish):
         await publish_everything(publish)
         where = {"home": tmp_path, "host": None, "port": lab.address.port, "lab": None}
         watching = asyncio.create_task(watch.watch(where, None, as_json=True, console=Console()))
