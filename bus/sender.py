@@ -121,7 +121,8 @@ class Sender:
         self, session: Publisher, topic: str, payload: bytes, correlation: bytes | None
     ) -> Awaitable[None] | None:
         # The caller chooses the topic: it must not make this agent say something elsewhere, nor stop it.
-        if not topic.startswith(self._reply_area):
+        name = topic.removeprefix(self._reply_area)
+        if name in ("", topic) or set(name) & set("/+#"):
             self.log.warning("reply dropped", topic=topic, reason="not a reply topic of this lab")
             return None
         return session.publish(topic, payload, correlation=correlation, expiry=REPLY_KEPT)
