@@ -15,8 +15,8 @@ import json
 import random
 import signal
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -76,6 +76,7 @@ class BaseAgent:
         )
         self.instance = f"{self.store.identity:08x}"
         self._announced = False
+        self._handling = True  # False in `run` until `started` has put in order what the last process left
         self._life = SignOfLife(wiring.home, wiring.agent)
         self._life.end()  # the last process's, killed a moment ago
         self._inbox = Inbox(self.role, self.message_handlers, self.refused)
@@ -226,6 +227,7 @@ class BaseAgent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        self._handling = False
         own = [self.spawn(self._clock()), self.spawn(self._live())]
         try:
             await self._stay_connected()
@@ -246,7 +248,7 @@ class BaseAgent:
                 known = not self._announced or await refuse_displacement(self.wiring, self.instance, presence)
                 async with Session.connect(
                     self.wiring.broker, f"{self.wiring.lab}-{self.client}", durable=True, will=Will(presence, offline)
-                ) as session:
+                ) as session, self._receiving(session) as receiving:
                     await self._subscribe(session)
                     self._session = session
                     pause = RECONNECT[0]
@@ -257,9 +259,11 @@ class BaseAgent:
                     if first:
                         await self.started()
                         first = False
+                        self._handling = True
+                        self._wake.set()
                     self._show_life()
                     self.log.info("online", broker=str(self.wiring.broker))
-                    await self._serve(session)
+                    await self._serve(session, receiving)
                     await self.stopping()
                     await within(self._leave(session, presence, offline), FLUSH_LIMIT)
             except (aiomqtt.MqttError, sqlite3.OperationalError) as error:
@@ -283,9 +287,21 @@ class BaseAgent:
             await session.subscribe(topic_filter)
         await session.subscribe(self.topics.shared(self.role))
 
-    async def _serve(self, session: Session) -> None:
+    @asynccontextmanager
+    async def _receiving(self, session: Session) -> AsyncIterator[asyncio.Task[None]]:
+        """Receive and acknowledge from the first moment: what waits at the broker comes before its answer to a subscription.
+
+        On a slow line that answer would else come too late each time, and nothing would ever be received.
+        """
+        task = asyncio.create_task(self._receive(session))
+        try:
+            yield task
+        finally:
+            await end([task])
+
+    async def _serve(self, session: Session, receiving: asyncio.Task[None]) -> None:
         sending = asyncio.create_task(self._keep_sending(session))
-        tasks = {asyncio.create_task(self._receive(session)), asyncio.create_task(self._stopped()), sending}
+        tasks = {receiving, asyncio.create_task(self._stopped()), sending}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -333,7 +349,8 @@ class BaseAgent:
                         self._inbox.take(incoming, method, tx, out)
                     case _:
                         self.log.warning("unexpected topic", topic=incoming.topic)
-            self._inbox.handle_pending(tx)
+            if self._handling:
+                self._inbox.handle_pending(tx)
         self._sender.replies.extend(out.replies)
         for call, incoming in watched:
             call(incoming.topic, incoming.payload)
@@ -409,12 +426,14 @@ class BaseAgent:
 
     def fire_due(self) -> None:
         """Run the timers and handle the postponed calls that are due now."""
-        if not self.store.due_timers(self.now()) and not self.store.pending(self.now(), 1):
+        waiting = self._handling and self.store.pending(self.now(), 1)
+        if not waiting and not self.store.due_timers(self.now()):
             return
         with self.transaction() as tx:
             for row in tx.store.due_timers(tx.now):
                 self._fire(row, tx)
-            self._inbox.handle_pending(tx)
+            if self._handling:
+                self._inbox.handle_pending(tx)
 
     def _fire(self, row: sqlite3.Row, tx: Transaction) -> None:
         after = len(tx._after)

@@ -26,6 +26,9 @@ WILL_DELAY = 5
 """Seconds before a lost connection is told to others: a restart by the supervisor takes less."""
 KEEPALIVE = 15
 """Seconds; a half-open connection is noticed after one and a half of it, within a lease's 30 s."""
+ANSWER_SECONDS = 10
+"""How long the broker may take for an acknowledgement before the connection counts as dead: a cut line is found out
+sooner than by KEEPALIVE."""
 MAX_PACKET = 1024 * 1024
 """Bytes; four times the limit of a message, so that a too large one is answered instead of cutting the connection."""
 
@@ -126,7 +129,7 @@ class Session:
             properties=properties,
             will=last_words,
             keepalive=KEEPALIVE,
-            timeout=10,
+            timeout=ANSWER_SECONDS,
             tls_context=address.tls_context(),
             logger=logging.getLogger("aiomqtt"),
             in_flight=RECEIVE_MAXIMUM,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -20,6 +21,7 @@ from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, Train
 from protocol.topics import Topics
 from protocol.voice import VoiceList
 from tests.conftest import PlainBroker
+from tests.faults.proxy import Direction, Proxy, Rule
 
 
 class Counter(BaseAgent):
@@ -275,6 +277,28 @@ async def test_a_clock_set_back_is_noticed_and_its_timers_still_fire(broker: Pla
         await asyncio.sleep(0)  # the clock waits for the timer now
         step = timedelta(hours=-1)
         await asyncio.wait_for(fired.wait(), 20)
+
+
+async def test_a_line_too_slow_for_what_waits_delays_an_agent_and_does_not_keep_it_off(
+    broker: PlainBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits takes longer than the answer to a subscription may: only who takes it in meanwhile ever gets there."""
+    monkeypatch.setattr("bus.session.ANSWER_SECONDS", 1)
+    topic = Topics().of("call", role="router", method="train.submit")
+    async with Proxy(broker.address.port, Random(1)) as proxy:
+        near = BrokerAddress("127.0.0.1", proxy.listening)
+        async with running(Counter(Wiring("router-1", tmp_path / "home", near))):
+            pass  # its subscriptions are kept
+        async with Client(broker.address) as client:
+            for number in range(20):
+                body = {"id": f"j{number}", "domain": "d", "dataset": "x" * 1000}
+                await client._publish(topic, json.dumps(body).encode())
+        proxy.rules[Direction.DOWN] = Rule(bytes_per_second=12_000)
+        agent = Counter(Wiring("router-1", tmp_path / "home", near))
+        async with asyncio.timeout(60):
+            async with running(agent):
+                while len(agent.effects()) < 20:
+                    await asyncio.sleep(0.05)
 
 
 async def test_an_agent_tells_a_broker_that_lost_its_memory_what_it_should_retain(
