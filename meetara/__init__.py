@@ -7,6 +7,18 @@
         print((await job.result()).artefacts)
 """
 
-from meetara.lab import Agent, Job, Lab
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meetara.lab import Agent, Job, Lab
 
 __all__ = ["Agent", "Job", "Lab"]
+
+
+def __getattr__(name: str) -> Any:
+    # late: the client brings the whole bus, which `meetara --help` and shell completion need not wait for
+    if name in __all__:
+        from meetara import lab
+
+        return getattr(lab, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

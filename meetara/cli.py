@@ -7,17 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from meetara import complete
 from meetara.door import Door, Home, Host, Json, LabName, Port, console, run
-from meetara.screens import agents as agents_screen
-from meetara.screens import budget as budget_screen
-from meetara.screens import jobs as jobs_screen
 
 app = typer.Typer(
-    cls=Door, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    cls=Door, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Train small language models: one request becomes a quantised model that is proven good.",
 )  # fmt: skip
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id (see `meetara jobs`).")]
+JobId = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job's id (see `meetara jobs`).", autocompletion=complete.jobs)
+]  # fmt: skip
 
 
 def _where(home: Path | None, host: str | None, port: int | None, lab: str | None) -> dict[str, Any]:
@@ -62,14 +62,23 @@ def down(
 
 @app.command()
 def train(
-    domain: Annotated[str, typer.Option("--domain", help="What the model is for, e.g. time_management.")],
-    data: Annotated[str, typer.Option("--data", help="Training rows: a path or URI (jsonl, json, csv, parquet).")],
+    domain: Annotated[str, typer.Option(
+        "--domain", help="What the model is for, e.g. time_management.", autocompletion=complete.domains
+    )],
+    data: Annotated[str, typer.Option(
+        "--data", help="Training rows: a path or URI (jsonl, json, csv, parquet).", autocompletion=complete.data_sets
+    )],
     eval_data: Annotated[
-        str | None, typer.Option("--eval-data", help="Held-out rows; default: a split.", show_default=False)
+        str | None,
+        typer.Option(
+            "--eval-data", help="Held-out rows; default: a split.", show_default=False, autocompletion=complete.data_sets
+        ),
     ] = None,
     tier: Annotated[
         str | None,
-        typer.Option("--tier", help="starter, lightning, fast, balanced or quality.", show_default=False),
+        typer.Option(
+            "--tier", help="starter, lightning, fast, balanced or quality.", show_default=False, autocompletion=complete.tiers
+        ),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)
@@ -80,7 +89,10 @@ def train(
     ] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option("--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False),
+        typer.Option(
+            "--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False,
+            autocompletion=complete.parameters,
+        ),
     ] = None,
     quantisation: Annotated[
         str | None, typer.Option("--quantisation", help="GGUF type, e.g. Q4_K_M.", show_default=False)
@@ -109,7 +121,10 @@ def train(
 
 @app.command()
 def watch(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; default: all.", show_default=False)] = None,
+    job: Annotated[
+        str | None,
+        typer.Argument(metavar="[JOB]", help="One job; default: all.", show_default=False, autocompletion=complete.jobs),
+    ] = None,
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Watch one job until it ends, or the whole lab; --json gives one line per change."""
@@ -123,7 +138,9 @@ def jobs(
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:
     """List all jobs."""
-    raise typer.Exit(run(jobs_screen.jobs(_where(home, host, port, lab), as_json=as_json, console=console())))
+    from meetara.screens.jobs import jobs as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
 
 
 @app.command()
@@ -131,7 +148,9 @@ def job(
     job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:
     """Show one job: its state, numbers, gates and events."""
-    raise typer.Exit(run(jobs_screen.job(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+    from meetara.screens.jobs import job as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -139,7 +158,9 @@ def cancel(
     job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:
     """End a job; what it has finished is kept."""
-    raise typer.Exit(run(jobs_screen.cancel(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+    from meetara.screens.jobs import cancel as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -147,7 +168,9 @@ def budget(
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:
     """Show what was spent, what is reserved and what is left."""
-    raise typer.Exit(run(budget_screen.budget(_where(home, host, port, lab), as_json=as_json, console=console())))
+    from meetara.screens.budget import budget as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
 
 
 @app.command()
@@ -155,15 +178,24 @@ def agents(
     home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
 ) -> None:
     """Show which agents are here, with their slots and machines."""
-    raise typer.Exit(run(agents_screen.agents(_where(home, host, port, lab), as_json=as_json, console=console())))
+    from meetara.screens.agents import agents as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
 
 
 @app.command()
 def logs(
     agent: Annotated[
-        str | None, typer.Argument(metavar="[AGENT]", help="An agent's id or role, or broker; default: all.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[AGENT]", help="An agent's id or role, or broker; default: all.", show_default=False,
+            autocompletion=complete.agents,
+        ),
     ] = None,
-    job: Annotated[str | None, typer.Option("--job", help="Only lines about this job.", show_default=False)] = None,
+    job: Annotated[
+        str | None,
+        typer.Option("--job", help="Only lines about this job.", show_default=False, autocompletion=complete.jobs),
+    ] = None,
     trace: Annotated[str | None, typer.Option("--trace", help="Only lines of this trace.", show_default=False)] = None,
     last: Annotated[int, typer.Option("--last", "-n", min=0, help="How many lines; 0: all.")] = 200,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written, until Ctrl-C.")] = False,
@@ -181,7 +213,11 @@ def logs(
 @app.command()
 def chat(
     model: Annotated[
-        str, typer.Argument(metavar="DOMAIN|FILE", help="A .gguf file, or a domain or job whose model lies in the home.")
+        str,
+        typer.Argument(
+            metavar="DOMAIN|FILE", help="A .gguf file, or a domain or job whose model lies in the home.",
+            autocompletion=complete.models,
+        ),
     ],
     ask: Annotated[
         str | None, typer.Option("--ask", help="Answer this one question and end.", show_default=False)
@@ -215,7 +251,10 @@ def say(
         str | None, typer.Option("--profile", help="The voice, e.g. meditative; default: chosen.", show_default=False)
     ] = None,
     domain: Annotated[
-        str | None, typer.Option("--domain", help="The domain; default: found by the text.", show_default=False)
+        str | None,
+        typer.Option(
+            "--domain", help="The domain; default: found by the text.", show_default=False, autocompletion=complete.domains
+        ),
     ] = None,
     emotion: Annotated[
         str | None, typer.Option("--emotion", help="The feeling; default: found by the text.", show_default=False)
