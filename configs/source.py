@@ -54,7 +54,7 @@ class Source:
         if folder is not None and (folder / name).exists():
             path = folder / name
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a BOM
         except UnicodeDecodeError as error:
             raise LabError(
                 Code.CONFIGURATION, f"{path} is not UTF-8: {error.reason} at byte {error.start}.",

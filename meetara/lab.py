@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
@@ -408,8 +409,8 @@ def check(final: JobSnapshot) -> JobSnapshot:
 def data_uri(place: str | Path) -> str:
     """Return a data set's place as a URI that means the same in another process: paths become absolute file URIs."""
     text = str(place)
-    if "://" in text or not text:
-        return text
+    if "://" in text or not text or re.match(r"[A-Za-z]:[\\/]|\\\\", text):
+        return text  # a Windows path is the factory's to refuse: made absolute here it would only be longer
     return Path(text.removeprefix("file:")).expanduser().absolute().as_uri()
 
 

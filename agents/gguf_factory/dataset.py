@@ -23,6 +23,7 @@ from agents.gguf_factory.formats import ACCEPTED, Messages, RowError, messages
 from protocol import Code, LabError
 
 SHOWN = 5  # broken rows listed in an error; more would bury the first
+WINDOWS = re.compile(r"(?:file:/*)?[A-Za-z]:[\\/]|\\\\")  # C:\\data\\x.jsonl, file:///C:/data/x.jsonl, \\\\server\\share
 CSV_FIELD_BYTES = 16 * 1024 * 1024  # the csv module's own limit of 128 KiB refuses long answers
 
 
@@ -70,6 +71,11 @@ def locate(uri: str, field: str = "dataset") -> str:
     try:
         if path.is_file():
             return str(path.resolve())
+        if WINDOWS.match(uri):
+            raise _refuse(
+                uri, field, "is named by a Windows path, which this machine does not have",
+                "Give the path as the factory's machine sees it; WSL has C: at /mnt/c.",
+            )  # fmt: skip
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
     except (OSError, ValueError) as error:  # a name too long, a NUL, a folder that may not be searched
         raise _refuse(uri, field, f"cannot be looked up ({error})", "Check the name and the permissions.") from error

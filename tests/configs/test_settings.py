@@ -89,3 +89,16 @@ def test_custom_domains_are_added(tmp_path):
     assert (garden.category, garden.tier, garden.voice, garden.quality_floor) == ("daily_life", "starter", "educational", 85)
     (tmp_path / name).write_text(text.replace("custom: {}", "custom:"))
     assert len(configs.load(Settings.read(configs=tmp_path)).domains) == 62
+
+
+@pytest.mark.parametrize("name", ["budget_settings.json", "tiers.yaml", "lab.yaml", "cloud-optimized-domain-mapping.yaml"])
+def test_files_from_a_windows_editor_are_read_alike(tmp_path, name):
+    folder = tmp_path / "my configs ü'1"
+    folder.mkdir()
+    text = (configs.source.SHIPPED / name).read_text(encoding="utf-8")
+    (folder / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    mine, shipped = configs.load(Settings.read(configs=folder)), configs.load(Settings.read())
+    assert (mine.budget, mine.tiers, dict(mine.domains)) == (shipped.budget, shipped.tiers, dict(shipped.domains))
+    (folder / "budget_settings.json").write_bytes(b"\xef\xbb\xbf{\r\n \"monthly_usd\": }\r\n")
+    with pytest.raises(LabError, match="line 2"):
+        configs.load(Settings.read(configs=folder))

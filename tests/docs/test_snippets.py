@@ -109,7 +109,8 @@ def test_marked_snippets_run(snippet: Snippet, tmp_path: Path) -> None:
 def test_every_command_and_option_in_the_guides_exists() -> None:
     group = typer.main.get_command(app)
     for where, words in commands("meetara"):
-        if words[0] == "--help":
+        if words[0].startswith("-"):
+            assert words[0] in {"--help", *(name for option in group.params for name in option.opts)}, where
             continue
         assert words[0] in group.commands, where  # type: ignore[attr-defined]
         command = group.commands[words[0]]  # type: ignore[attr-defined]

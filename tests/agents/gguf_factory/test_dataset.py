@@ -150,3 +150,36 @@ def test_files_that_cannot_be_rows_are_refused(tmp_path: Path) -> None:
     error = refused(tmp_path / "latin.jsonl")
     assert "not UTF-8" in error.message and error.data["line"] == 2
     assert "cannot be read" in refused("nosuch://bucket/rows.jsonl").message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["كيف أنام مبكرًا؟", "怎么早点睡？", "👩‍👩‍👧‍👦 🇩🇪 👍🏽", "Zoe\u0308 cafe\u0301 o\u0337", "a\u2028b\u2029c\u00a0d", "שלום \u200f123", "\U00020000𝒳", "q\u0000\ufffd"],
+)  # fmt: skip
+def test_text_of_every_script_is_kept_character_by_character(tmp_path: Path, text: str) -> None:
+    rows = [{"question": text, "answer": f"{text}\n{text}"}]
+    lines = json.dumps(rows[0], ensure_ascii=False)
+    csv_text = 'question,answer\r\n"{}","{}"\r\n'.format(text, rows[0]["answer"])
+    for name, content in {
+        "rows.jsonl": lines + "\n", "bom.jsonl": f"\ufeff{lines}\r\n", "escaped.jsonl": json.dumps(rows[0]),
+        "rows.json": json.dumps(rows, ensure_ascii=False), "rows ü '1'.csv": f"\ufeff{csv_text}",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_bytes(content.encode())
+        [row] = dataset.read(str(tmp_path / name)).rows
+        assert (row.question, row.answer) == (text, rows[0]["answer"]), name
+
+
+def test_broken_lines_are_counted_alike_with_windows_line_ends_and_a_bom(tmp_path: Path) -> None:
+    good = json.dumps({"question": "Why?", "answer": "So."})
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([good, "", good, "{cut", good]).encode())
+    error = refused(path)
+    assert error.data["line"] == 4 and "line 4 is not JSON" in error.message
+
+
+@pytest.mark.parametrize(
+    "name", ["C:\\data\\sleep.jsonl", "c:/data/sleep.jsonl", "\\\\server\\share\\sleep.jsonl", "file:///C:/data/sleep.jsonl"]
+)
+def test_a_windows_path_is_told_to_be_one(name: str) -> None:
+    error = refused(name)
+    assert "Windows path" in error.message and name in error.message and "/mnt/c" in error.advice
