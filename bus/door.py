@@ -128,7 +128,6 @@ class Door:
         self.broker = broker
         self.tls = tls
         self.guests = guests
-        self.log = structlog.get_logger()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -179,10 +178,8 @@ class Door:
         try:
             if len(self._connections) <= MOST:
                 await self._forward(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:  # either side went away
-            self.log.debug("connection ended", reason=str(error) or type(error).__name__)
-        except ValueError as error:
-            self.log.info("connection refused", reason=str(error))
+        except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
+            pass  # either side went away, or it was no MQTT; whoever it was sees the connection end
         except asyncio.CancelledError:
             pass  # the door closes; nobody awaits this task but `close`
         finally:
