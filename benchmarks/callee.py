@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 from pathlib import Path
 
 import aiomqtt
-import structlog
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from benchmarks.wire import quiet
 from bus import BaseAgent, BrokerAddress, Transaction, Wiring
 from protocol import MCPMessage, State, TrainRequest
 from protocol.job import Submitted
@@ -70,7 +69,7 @@ async def serve_plainly(port: int) -> None:
 
 def main() -> None:
     kind, port, folder = sys.argv[1:]
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet()
     if kind == "plain":
         asyncio.run(serve_plainly(int(port)))
     else:

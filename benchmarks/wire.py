@@ -9,7 +9,10 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from logging import WARNING
 from pathlib import Path
+
+import structlog
 
 from bus import BrokerAddress
 from bus.broker import free_port
@@ -44,6 +47,11 @@ async def running_broker(folder: Path, *, autosave: bool) -> AsyncIterator[Broke
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+
+
+def quiet() -> None:
+    """Log warnings only: what a benchmark prints is its result."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(WARNING))
 
 
 def _listens(port: int) -> bool:
