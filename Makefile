@@ -1,11 +1,13 @@
 # `make demo` and `make test` set everything up by themselves; `make help` lists the rest.
 #
 #   PYTHON       the interpreter of the virtual environment, 3.11 or later
+#   BENCH        options of `make bench`, for example calls --rounds 3
 #   FAULTS       options of `make faults`, for example --only kill-3 --seed 7 --repeat 1
 #   TORCH_INDEX  address of a further package index, for example that of a smaller CPU build of torch; empty: pip's own
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+BENCH ?=
 FAULTS ?=
 
 VENV := .venv
@@ -15,12 +17,13 @@ PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test faults compose-test lint docs doctor clean distclean
+.PHONY: help setup demo test bench faults compose-test lint docs doctor clean distclean
 
 help:
 	@echo 'make demo       train a small model on the project'\''s own data and show it'
 	@echo 'make test       all checks and tests'
 	@echo 'make setup      only install: virtual environment, packages, Mosquitto, converter'
+	@echo 'make bench      measure speed and memory against goals and peers, under ten minutes (docs/results/benchmarks.md)'
 	@echo 'make faults     kill, cut, fill, lock, set back: the fault matrix, about half an hour (docs/faults.md)'
 	@echo 'make compose-test  build the image, run the lab in containers, use it, hurt it, remove it (docs/compose.md)'
 	@echo 'make lint       ruff, mypy, import contracts, schema drift'
@@ -29,7 +32,7 @@ help:
 	@echo 'make clean      remove caches; make distclean: the virtual environment as well'
 	@echo
 	@echo 'Options: PYTHON=python3.12   TORCH_INDEX=<package index with a CPU build of torch>'
-	@echo '         FAULTS="--only kill --seed 7 --repeat 1"'
+	@echo '         FAULTS="--only kill --seed 7 --repeat 1"   BENCH="calls --rounds 3"'
 
 setup: $(STAMPS)/converter
 
@@ -43,6 +46,9 @@ test: setup
 	$(BIN)/python -m pytest; tests=$$?; \
 	wait $$checks || { cat $(VENV)/checks.log; exit 1; }; \
 	exit $$tests
+
+bench: setup $(STAMPS)/bench
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 faults: setup
 	@$(BIN)/python -m tests.faults $(FAULTS)
@@ -87,6 +93,11 @@ $(STAMPS)/packages: $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo 'installing packages (the first time this builds llama-cpp-python, which takes minutes)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/packages
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[bench]'
 	@touch $@
 
 $(STAMPS)/converter: $(STAMPS)/packages agents/gguf_factory/toolchain.py

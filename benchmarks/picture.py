@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,7 +14,7 @@ from matplotlib import pyplot
 from benchmarks.result import Series
 
 OURS, PEER, INK, FAINT = "#2b6f77", "#9aa3ab", "#3c4650", "#d9dee2"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "meetara", "font.size": 9, "font.family": "sans-serif", "text.color": INK,
     "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip

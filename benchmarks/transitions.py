@@ -33,7 +33,7 @@ DBOS {dbos} on SQLite with its own settings: a transition is a step of a durable
 workflows side by side; a hop is `DBOS.send` until `DBOS.recv` returns, which polls. DBOS has no broker in its path."""
 
 JOBS = 16
-WIRE_JOBS = 8
+WIRE_JOBS = 24
 HOP_JOBS = 4
 ROUNDS = 5
 

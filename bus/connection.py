@@ -6,28 +6,36 @@ This is the only file that touches the private parts of aiomqtt 2.5 and paho 2. 
   their consumer was killed.
 - The socket does not wait to fill a segment (TCP_NODELAY). Paho leaves that to the system, whose 40 ms between a small
   packet and the next made a call take 70 ms.
-- Whatever has arrived is read at once instead of byte by byte, so that messages come in batches and share a commit.
+- Whatever has arrived is read at once instead of byte by byte, so that messages come in batches and share a commit; what
+  is written in one turn of the loop leaves in one piece.
+- PUBLISH packets are read and their properties written by `bus.packet`, and a PUBACK costs no objects.
 - A publication is a future, not a task with a timeout: the next may follow before the broker has acknowledged the first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiomqtt
-from paho.mqtt.client import MQTT_ERR_SUCCESS, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import MQTT_ERR_SUCCESS, DisconnectFlags, MQTTErrorCode
 from paho.mqtt.client import Client as PahoClient
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from bus.packet import Incoming, PublishProperties, read_publish
+
 TAKEN_OVER = 0x8E
 """MQTT 5's reason code "session taken over": another connection came with this one's client id."""
+FAILURE = 0x80
+"""From here on a reason code says that something failed."""
 READ_BYTES = 64 * 1024
 """Bytes read at once: some hundred messages, more than a session has under way."""
 
@@ -46,9 +54,13 @@ class Connection(aiomqtt.Client):
         super().__init__(*arguments, **options)
         self._client.manual_ack_set(True)
         self._client.max_inflight_messages_set(in_flight)
+        self._puback_with_reason = self._client._handle_pubackcomp
+        self._client._handle_pubackcomp = self._handle_puback  # type: ignore[method-assign]
+        self._client._handle_publish = self._handle_publish  # type: ignore[method-assign]
         self._thread = threading.get_ident()
-        self._arrived: deque[MQTTMessage] = deque()
+        self._arrived: deque[Incoming] = deque()
         self._arrival: asyncio.Future[None] | None = None
+        self._socket: _BufferedSocket | None = None
         self._unconfirmed: dict[int, tuple[asyncio.Future[None], Callable[[str], Exception]]] = {}
         self.taken_over = False
 
@@ -62,7 +74,7 @@ class Connection(aiomqtt.Client):
         self._disconnected.add_done_callback(self._lost)
         return self
 
-    async def receive(self, limit: int) -> list[MQTTMessage]:
+    async def receive(self, limit: int) -> list[Incoming]:
         """Wait for messages and return those that are here, at most `limit`, in the order of their arrival.
 
         Raises:
@@ -76,7 +88,7 @@ class Connection(aiomqtt.Client):
         return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
 
     def send(
-        self, topic: str, payload: bytes, qos: int, retain: bool, properties: Properties,
+        self, topic: str, payload: bytes, qos: int, retain: bool, properties: PublishProperties,
         refused: Callable[[str], Exception],
     ) -> asyncio.Future[None]:  # fmt: skip
         """Publish; the future is done when the broker has acknowledged, with QoS 0 at once.
@@ -85,7 +97,7 @@ class Connection(aiomqtt.Client):
         when the broker did not take the message (which aiomqtt would count as sent).
         """
         confirmed: asyncio.Future[None] = self._loop.create_future()
-        info = self._client.publish(topic, payload, qos, retain, properties)
+        info = self._client.publish(topic, payload, qos, retain, properties)  # type: ignore[arg-type]
         if info.rc != MQTT_ERR_SUCCESS:
             _fail(confirmed, aiomqtt.MqttCodeError(info.rc, "Could not publish message"))
         elif qos == 0:
@@ -98,18 +110,40 @@ class Connection(aiomqtt.Client):
         """Acknowledge a message."""
         self._client.ack(mid, qos)
 
-    def _on_message(self, client: PahoClient, userdata: object, message: MQTTMessage) -> None:
-        self._arrived.append(message)
+    def _handle_publish(self) -> MQTTErrorCode:
+        packet = self._client._in_packet
+        try:
+            self._arrived.append(read_publish(packet["command"], packet["packet"]))
+        except ValueError as error:
+            raise MalformedPacket(str(error)) from error
         self._wake()
+        return MQTT_ERR_SUCCESS
+
+    def _handle_puback(self, cmd: Any) -> MQTTErrorCode:
+        packet = self._client._in_packet["packet"]
+        if cmd != "PUBACK" or len(packet) < 2 or (len(packet) > 2 and packet[2] >= FAILURE):
+            return self._puback_with_reason(cmd)
+        mid = packet[0] << 8 | packet[1]
+        message = self._client._out_messages.pop(mid, None)
+        if message is not None:
+            message.info._set_as_published()
+            self._client._inflight_messages -= 1
+            self._confirm(mid, None)
+            if len(self._client._out_messages) > self._client._inflight_messages:
+                return self._client._update_inflight()
+        return MQTT_ERR_SUCCESS
 
     def _on_publish(
         self, client: PahoClient, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
     ) -> None:
+        self._confirm(mid, str(reason_code) if reason_code.is_failure else None)
+
+    def _confirm(self, mid: int, reason: str | None) -> None:
         confirmed, refused = self._unconfirmed.pop(mid, (None, None))
         if confirmed is None or refused is None or confirmed.done():
             return  # at QoS 0 nobody waits; who waited may have given up
-        if reason_code.is_failure:
-            _fail(confirmed, refused(str(reason_code)))
+        if reason is not None:
+            _fail(confirmed, refused(reason))
         else:
             confirmed.set_result(None)
 
@@ -133,7 +167,13 @@ class Connection(aiomqtt.Client):
 
     def _on_socket_open(self, client: PahoClient, userdata: object, sock: Any) -> None:
         super()._on_socket_open(client, userdata, sock)
-        client._sock = _BufferedSocket(sock)
+        self._socket = _BufferedSocket(sock)
+        client._sock = self._socket  # type: ignore[assignment]
+
+    def _on_socket_close(self, client: PahoClient, userdata: object, sock: Any) -> None:
+        if sock.fileno() > -1:
+            self._loop.remove_writer(sock.fileno())
+        super()._on_socket_close(client, userdata, sock)
 
     def _on_socket_register_write(self, client: PahoClient, userdata: object, sock: Any) -> None:
         if threading.get_ident() == self._thread:
@@ -142,14 +182,28 @@ class Connection(aiomqtt.Client):
             super()._on_socket_register_write(client, userdata, sock)
 
     def _write(self, client: PahoClient, userdata: object, sock: Any) -> None:
+        buffered = self._socket
+        assert buffered is not None
         try:
-            client.loop_write()
+            with buffered.together():
+                client.loop_write()
+            written = buffered.flush()
         except Exception as error:  # noqa: BLE001 - as aiomqtt: whatever it is, the connection is of no more use
             if not self._disconnected.done():
                 self._disconnected.set_exception(error)
             return
-        if client.want_write() and client.socket() is not None:  # the system's buffer is full
-            super()._on_socket_register_write(client, userdata, sock)
+        if not written and client.socket() is not None:  # the system's buffer is full
+            self._loop.add_writer(sock.fileno(), self._write_rest, sock)
+
+    def _write_rest(self, sock: Any) -> None:
+        assert self._socket is not None
+        try:
+            if self._socket.flush():
+                self._loop.remove_writer(sock.fileno())
+        except OSError as error:
+            self._loop.remove_writer(sock.fileno())
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
 
 def _fail(confirmed: asyncio.Future[None], error: Exception) -> None:
@@ -158,11 +212,13 @@ def _fail(confirmed: asyncio.Future[None], error: Exception) -> None:
 
 
 class _BufferedSocket:
-    """A socket that reads ahead. aiomqtt reads on while `pending` says that there is something."""
+    """A socket that reads ahead and writes together. aiomqtt reads on while `pending` says that there is something."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._read = memoryview(b"")
+        self._written = bytearray()
+        self._waits = False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def recv(self, size: int) -> bytes:
@@ -174,6 +230,34 @@ class _BufferedSocket:
     def pending(self) -> int:
         hidden = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
         return len(self._read) + hidden
+
+    def send(self, data: bytes) -> int:
+        """Take all of it: what the system does not take now goes with the next `flush`."""
+        self._written += data
+        if not self._waits:
+            self.flush()
+        return len(data)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold back what is sent until the next `flush`."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def flush(self) -> bool:
+        """Write what is held back; False when the system does not take all of it now."""
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            while self._written:
+                del self._written[: self._sock.send(self._written)]
+        return not self._written
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # the last words, where somebody still hears them
+            self.flush()
+        self._sock.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

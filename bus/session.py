@@ -8,13 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import aiomqtt
-from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bus.address import BrokerAddress, tls_failure
 from bus.connection import Connection
+from bus.packet import Incoming as Incoming
+from bus.packet import PublishProperties
 from protocol.errors import Code, LabError
 
 SESSION_EXPIRY = 7 * 86_400
@@ -31,22 +32,6 @@ ANSWER_SECONDS = 10
 sooner than by KEEPALIVE."""
 MAX_PACKET = 1024 * 1024
 """Bytes; four times the limit of a message, so that a too large one is answered instead of cutting the connection."""
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """A message as it came in; `mid` 0 needs no acknowledgement. `expiry`: seconds that it has left, counted by the broker."""
-
-    topic: str
-    payload: bytes
-    properties: Sequence[tuple[str, str]]
-    response_topic: str | None
-    correlation: bytes | None
-    retain: bool
-    duplicate: bool
-    qos: int
-    mid: int
-    expiry: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,17 +173,10 @@ class Session:
             aiomqtt.MqttError: the connection was lost before the acknowledgement.
             Refused: the broker's rules do not allow it (known with QoS 1 only).
         """
-        packet = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        if properties:
-            packet.UserProperty = list(properties)
-        if response_topic is not None:
-            packet.ResponseTopic = response_topic
-        if correlation is not None:
-            packet.CorrelationData = correlation
-        if expiry is not None:
-            packet.MessageExpiryInterval = max(1, expiry)
-        if content_type is not None:
-            packet.ContentType = content_type
+        packet = PublishProperties(
+            user=properties, response_topic=response_topic, correlation=correlation,
+            expiry=None if expiry is None else max(1, expiry), content_type=content_type,
+        )  # fmt: skip
         return self._connection.send(topic, payload, qos, retain, packet, lambda why: self._refused(topic, why))
 
     def _refused(self, topic: str, reason: str) -> Refused:
@@ -210,7 +188,7 @@ class Session:
         Raises:
             aiomqtt.MqttError: the connection is gone.
         """
-        return [_incoming(message) for message in await self._connection.receive(limit)]
+        return await self._connection.receive(limit)
 
     async def __aiter__(self) -> AsyncIterator[Incoming]:
         while True:
@@ -221,13 +199,3 @@ class Session:
         """Send PUBACK for a QoS 1 message."""
         if incoming.qos:
             self._connection.ack(incoming.mid, incoming.qos)
-
-
-def _incoming(message: MQTTMessage) -> Incoming:
-    packet = message.properties
-    return Incoming(
-        topic=message.topic, payload=bytes(message.payload), properties=tuple(getattr(packet, "UserProperty", ())),
-        response_topic=getattr(packet, "ResponseTopic", None), correlation=getattr(packet, "CorrelationData", None),
-        retain=message.retain, duplicate=message.dup, qos=message.qos, mid=message.mid,
-        expiry=getattr(packet, "MessageExpiryInterval", None),
-    )  # fmt: skip

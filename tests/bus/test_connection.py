@@ -72,6 +72,28 @@ def test_a_buffered_socket_reads_what_is_there_at_once_and_tells_what_is_left() 
         assert buffered.recv(1) == b""
 
 
+def test_a_buffered_socket_writes_together_and_keeps_what_the_system_does_not_take() -> None:
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        ours.setblocking(False)
+        buffered = _BufferedSocket(ours)
+        with buffered.together():
+            assert buffered.send(b"a") == buffered.send(b"b") == 1
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(9)
+        assert buffered.flush() and theirs.recv(9) == b"ab"
+        large = bytes(range(256)) * 100_000
+        buffered.send(large)
+        assert not buffered.flush()
+        theirs.setblocking(True)
+        read = bytearray()
+        while len(read) < len(large):
+            read += theirs.recv(1 << 20)
+            buffered.flush()
+        assert bytes(read) == large
+
+
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
