@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -65,6 +66,7 @@ async def test_a_listener_beyond_loopback_needs_a_certificate_that_is_valid_and_
     assert {item["done"] for item in call(tmp_path, "certs")["certificates"]} == {"kept", "renewed"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
 async def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path):
     with socket.socket() as owner:
         owner.bind(("127.0.0.2", 0))
@@ -106,6 +108,7 @@ async def test_who_has_the_authority_and_a_login_comes_in_and_nobody_else(tmp_pa
     assert caught.value.code is Code.UNREACHABLE, "the door is closed with the lab"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
 async def test_another_loopback_address_asks_for_nothing(tmp_path):
     port = free_port("127.0.0.2")
     async with lab_on(tmp_path, f"127.0.0.2:{port}"), Lab(home=tmp_path / "e", host="127.0.0.2", port=port) as lab:
