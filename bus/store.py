@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from bus.migration import migrate
 from protocol.errors import Code, LabError, Retry
 
 SCHEMA: tuple[str, ...] = (
@@ -171,25 +172,7 @@ class Store:
         self.connection.execute("PRAGMA foreign_keys = ON")
         if not self.identity:
             self.connection.execute(f"PRAGMA user_version = {secrets.randbelow(2**31 - 1) + 1}")
-        self.connection.execute("CREATE TABLE IF NOT EXISTS versions (component TEXT PRIMARY KEY, version INTEGER)")
-        self._migrate("bus", SCHEMA)
-        self._migrate("agent", migrations)
-
-    def _migrate(self, component: str, scripts: Sequence[str]) -> None:
-        row = self.connection.execute("SELECT version FROM versions WHERE component = ?", (component,)).fetchone()
-        version = row["version"] if row else 0
-        if version > len(scripts):
-            raise LabError(
-                Code.CONFIGURATION,
-                f"{self.path} has version {version} of the {component} tables, this program knows {len(scripts)}.",
-                advice="Upgrade the program, or use another MEETARA_HOME.",
-            )
-        for number, script in enumerate(scripts[version:], version + 1):
-            self.connection.executescript(
-                f"BEGIN IMMEDIATE; {script};"
-                f"INSERT INTO versions VALUES ('{component}', {number})"
-                f" ON CONFLICT (component) DO UPDATE SET version = {number}; COMMIT;"
-            )
+        migrate(self.connection, self.path, {"bus": SCHEMA, "agent": migrations})
 
     @property
     def identity(self) -> int:

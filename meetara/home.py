@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from bus import BrokerAddress
 from configs import Settings
 from protocol import Code, LabError, Retry
 from protocol.address import Endpoint
+from protocol.format import FORMAT, check_format
 
 
 class Up(BaseModel):
     """A running `meetara up`. `ready` once all agents are present and users are let in."""
 
+    format: int = FORMAT
     pid: int
     host: str
     port: int
@@ -42,13 +45,19 @@ def write_record(home: Path, up: Up) -> None:
 
 
 def running(home: Path) -> Up | None:
-    """Return what runs on a home, or None. A record whose writer was killed does not count."""
+    """Return what runs on a home, or None. A record whose writer was killed does not count.
+
+    Raises:
+        LabError: CONFIGURATION, a newer program runs there.
+    """
     owner = lock_owner(home)
     if owner is None:
         return None
     try:
-        up = Up.model_validate_json(record_path(home).read_bytes())
-    except (FileNotFoundError, ValidationError):  # it is just starting
+        facts = json.loads(record_path(home).read_bytes())
+        check_format(facts, record_path(home))
+        up = Up.model_validate(facts)
+    except (FileNotFoundError, ValueError, AttributeError):  # it is just starting
         return None
     return up if up.pid == owner else None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import Code, LabError
+from protocol.format import check_format
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,18 @@ class Stored:
     published: float
 
 
-def stored(home: Path) -> list[Stored]:
-    """Return what lies in the home's artefact store, newest first; what has no readable manifest is left out."""
+def stored(home: Path, name: str | None = None) -> list[Stored]:
+    """Return what lies in the home's artefact store, newest first; what has no readable manifest is left out.
+
+    Raises:
+        LabError: CONFIGURATION, a newer program wrote the manifest of a model (of this domain or job, if `name` is given).
+    """
     found = []
     for paper in (home / "artefacts").glob("*/manifest*.json"):
         try:
             facts = json.loads(paper.read_text(encoding="utf-8"))
+            if name in (None, facts["domain"], facts["job"]):
+                check_format(facts, paper)
             path = paper.parent / str(facts["file"]["name"])
             model = Stored(path, str(facts["domain"]), str(facts["job"]), paper.stat().st_mtime)
         except (OSError, ValueError, KeyError, TypeError):
@@ -46,7 +53,7 @@ def find(name: str, home: Path) -> Path:
     if path.suffix == ".gguf" or "/" in name:
         what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise LabError(Code.NOT_FOUND, f"{what}.", advice="Name a .gguf file, or a domain.", file=str(path))
-    models = stored(home)
+    models = stored(home, name)
     for model in models:
         if name in (model.domain, model.job):
             return model.path

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from agents.gguf_factory.job import MANIFEST, Job, StageResult, Stopped
+from protocol.format import FORMAT, check_format
 from protocol.job import Stage
 
 Report = Callable[[dict[str, Any]], None]
@@ -78,6 +79,7 @@ def finished(job: Job, stage: Stage, inputs: dict[str, str]) -> dict[str, Any] |
     """Return the stage's manifest if it is whole, was made from these inputs, and its files are unchanged."""
     try:
         manifest = job.read_manifest(stage)
+        check_format(manifest, job.path(stage, MANIFEST))
         if manifest["inputs"] != inputs:
             return None
         for name, facts in manifest["files"].items():
@@ -105,6 +107,7 @@ def _run_one(job: Job, stage: Stage, function: StageRun, inputs: dict[str, str])
     except Stopped as stopped:
         raise Stopped(stage) from stopped
     manifest = {
+        "format": FORMAT,
         "stage": stage.value,
         "inputs": inputs,
         "parameters": job.parameters,

@@ -12,6 +12,7 @@ from typing import Any
 
 from agents.gguf_factory import card, convert, pipeline, quantise, toolchain
 from agents.gguf_factory.job import MANIFEST, Job, StageResult
+from protocol.format import FORMAT
 from protocol.job import Artefact, Stage
 
 PACKAGES = ("torch", "transformers", "peft", "llama-cpp-python")
@@ -54,6 +55,7 @@ def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
     stages = {stage.value: job.read_manifest(stage) for stage in BEFORE if job.path(stage, MANIFEST).is_file()}
     run = job.run
     return {
+        "format": FORMAT,
         "file": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size},
         "job": run.job,
         "domain": run.route.domain,

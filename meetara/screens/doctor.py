@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bus.migration import versions
 from bus.mosquitto import find_mosquitto
 from bus.session import Session
+from bus.store import SCHEMA
 from configs import Configs, load
 from configs import Settings as LabSettings
 from meetara import show
@@ -60,6 +63,7 @@ def findings(settings: LabSettings) -> Iterator[Finding]:
     except LabError as error:
         yield Finding("configs", False, error.message, error.advice)
     yield _space(settings.home)
+    yield stores(settings.home)
     free = psutil.virtual_memory().available
     yield Finding(
         "memory", free >= MEMORY_BYTES, f"{show.size(free)} available",
@@ -105,6 +109,28 @@ def mosquitto() -> Finding:
     if found is None or int(found[1]) < 2:
         return Finding("mosquitto", False, f"{program}: {told.splitlines()[:1]}", "Install Mosquitto 2.0 or later.")
     return Finding("mosquitto", True, f"{found[1]}.{found[2]} ({program})")
+
+
+def stores(home: Path) -> Finding:
+    """Check that every agent's store in a home can be read and is not of a newer program."""
+    found = sorted((home / "agents").glob("*.db"))
+    wrong, newer, numbers = [], [], set()
+    for path in found:
+        try:
+            number = versions(path).get("bus", 0)
+        except sqlite3.Error as error:
+            wrong.append(f"{path.name} cannot be read ({error})")
+            continue
+        numbers.add(number)
+        if number > len(SCHEMA):
+            newer.append(f"{path.name} has version {number}, this program knows {len(SCHEMA)}")
+    if wrong or newer:
+        advice = "Upgrade the program, or use another MEETARA_HOME." if newer else f"Move the damaged files out of {home / 'agents'}."
+        return Finding("home", False, "; ".join([*newer, *wrong]), advice)
+    copies = len(list((home / "agents").glob("*.bak")))
+    kept = f", {copies} {'copy' if copies == 1 else 'copies'} from before an upgrade" if copies else ""
+    told = ", ".join(str(number) for number in sorted(numbers))
+    return Finding("home", True, f"{home}: {len(found)} stores of version {told}{kept}" if found else f"{home} is empty")
 
 
 def base(configs: Configs) -> Finding:
