@@ -3,12 +3,14 @@
 #   PYTHON       the interpreter of the virtual environment, 3.11 or later
 #   BENCH        options of `make bench`, for example calls --rounds 3
 #   FAULTS       options of `make faults`, for example --only kill-3 --seed 7 --repeat 1
+#   SEEDS        lives that `make simulate` lives
 #   TORCH_INDEX  address of a further package index, for example that of a smaller CPU build of torch; empty: pip's own
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 BENCH ?=
 FAULTS ?=
+SEEDS ?= 10000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench faults compose-test lint docs doctor clean distclean
+.PHONY: help setup demo test bench faults simulate compose-test lint docs doctor clean distclean
 
 help:
 	@echo 'make demo       train a small model on the project'\''s own data and show it'
@@ -26,6 +28,7 @@ help:
 	@echo 'make bench      measure speed and memory against goals and peers, under ten minutes (docs/results/benchmarks.md)'
 	@echo 'make faults     kill, cut, fill, lock, set back: the fault matrix, about half an hour (docs/faults.md)'
 	@echo 'make compose-test  build the image, run the lab in containers, use it, hurt it, remove it (docs/compose.md)'
+	@echo 'make simulate   the whole lab in virtual time, 10,000 lives with faults (docs/faults.md)'
 	@echo 'make lint       ruff, mypy, import contracts, schema drift'
 	@echo 'make docs       write the schemas, the topic reference and the AsyncAPI document again'
 	@echo 'make doctor     check whether this machine can run a lab'
@@ -33,6 +36,7 @@ help:
 	@echo
 	@echo 'Options: PYTHON=python3.12   TORCH_INDEX=<package index with a CPU build of torch>'
 	@echo '         FAULTS="--only kill --seed 7 --repeat 1"   BENCH="calls --rounds 3"'
+	@echo '         FAULTS="--only kill --seed 7 --repeat 1"   SEEDS=1000'
 
 setup: $(STAMPS)/converter
 
@@ -56,6 +60,9 @@ faults: setup
 # Where no engine answers, root with Debian's dockerd and debootstrap gets one for the time of the test; else it skips.
 compose-test: setup
 	@$(BIN)/python -m pytest -s -m compose tests/compose
+
+simulate: setup
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 lint: setup
 	@$(CHECKS)

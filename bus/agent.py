@@ -17,7 +17,7 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
@@ -91,6 +91,8 @@ class BaseAgent:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failure: BaseException | None = None
         self._open: Transaction | None = None
+        self._elapsed: Callable[[], float] | None = None  # the monotonic clock
+        self._apart = 0.0  # seconds between the two clocks
 
     # hooks
 
@@ -132,13 +134,17 @@ class BaseAgent:
             raise RuntimeError("a transaction is open already; pass it on instead of opening another")
         tx = Transaction(self.store, self.topics, self.agent, self.now(), trace.current())
         out = Outgoing()
+        step = self._clock_step(tx.now)
         self._open = tx
         try:
             with self.store.transaction():
+                if step:
+                    self._follow(step, tx)  # before anything is written at the new time: that must not be moved
                 yield tx
                 self._inbox.collect(tx._replies, tx, out)
         finally:
             self._open = None
+        self._apart += step
         self._sender.replies.extend(out.replies)
         self._send.set()
         self._wake.set()
@@ -390,14 +396,11 @@ class BaseAgent:
             self.log.error("home not writable", reason=str(error), file=str(self._life.path))
 
     async def _clock(self) -> None:
+        self._elapsed = asyncio.get_running_loop().time
+        self._apart = self.now().timestamp() - self._elapsed()
         await self.until_stored(self._forget)
-        apart = self._clocks_apart()
         while True:
             self._wake.clear()
-            step = self._clocks_apart() - apart
-            if abs(step) > CLOCK_STEP:
-                await self.until_stored(lambda step=step: self.follow_clock(step))  # type: ignore[misc]
-                apart += step
             await self.until_stored(self.fire_due)
             await self._until_next(self._wake)
 
@@ -405,19 +408,24 @@ class BaseAgent:
         with self.transaction() as tx:
             tx.store.forget(tx.now)
 
-    def _clocks_apart(self) -> float:
-        return self.now().timestamp() - asyncio.get_running_loop().time()
+    def _clock_step(self, now: datetime) -> float:
+        """Seconds by which the wall clock was set since the last transaction; 0 if it was not."""
+        if self._elapsed is None:
+            return 0.0
+        step = now.timestamp() - self._elapsed() - self._apart
+        return step if abs(step) > CLOCK_STEP else 0.0
 
     def follow_clock(self, seconds: float) -> None:
-        """Let everything that waits wait as long as before, although the wall clock was set by so many seconds.
-
-        Without this a clock set back by an hour would stop all repetitions and renewals for an hour, and a machine that
-        slept would find its leases expired although nobody could have renewed them.
-        """
-        self.log.warning("the clock was set", seconds=round(seconds, 1))
+        """Let everything that waits wait as long as before, although the wall clock was set by so many seconds."""
         with self.transaction() as tx:
-            tx.store.shift(seconds)
-            self.clock_was_set(seconds, tx)
+            self._follow(seconds, tx)
+
+    def _follow(self, seconds: float, tx: Transaction) -> None:
+        """Without this a clock set back by an hour would stop all repetitions and renewals for an hour, and a machine that
+        slept would find its leases expired although nobody could have renewed them."""
+        self.log.warning("the clock was set", seconds=round(seconds, 1))
+        tx.store.shift(seconds)
+        self.clock_was_set(seconds, tx)
 
     async def _until_next(self, event: asyncio.Event) -> None:
         """Wait for an event, at most until something in the store is due."""
@@ -426,8 +434,9 @@ class BaseAgent:
 
     def fire_due(self) -> None:
         """Run the timers and handle the postponed calls that are due now."""
-        waiting = self._handling and self.store.pending(self.now(), 1)
-        if not waiting and not self.store.due_timers(self.now()):
+        now = self.now()
+        waiting = self._handling and self.store.pending(now, 1)
+        if not waiting and not self._clock_step(now) and not self.store.due_timers(now):
             return
         with self.transaction() as tx:
             for row in tx.store.due_timers(tx.now):

@@ -319,6 +319,18 @@ async def test_an_agent_tells_a_broker_that_lost_its_memory_what_it_should_retai
             await asyncio.wait_for(anext(seen), 20)
 
 
+async def test_what_is_written_after_the_clock_was_set_keeps_its_time(broker: PlainBroker, tmp_path: Path) -> None:
+    step = timedelta(0)
+    agent = Counter(Wiring("router-1", tmp_path / "home", broker.address, now=lambda: datetime.now(UTC) + step))
+    fired = asyncio.Event()
+    agent.timer_handlers["tick"] = lambda key, data, tx: fired.set()
+    async with running(agent):
+        step = timedelta(hours=1)
+        with agent.transaction() as tx:  # the first thing that happens at the new time
+            tx.timer("tick", "soon", tx.now + timedelta(seconds=0.3))
+        await asyncio.wait_for(fired.wait(), 20)
+
+
 async def test_the_displaced_of_two_processes_with_one_name_ends_and_says_why(broker: PlainBroker, tmp_path: Path) -> None:
     first = Counter(Wiring("router-1", tmp_path / "one", broker.address))
     second = Counter(Wiring("router-1", tmp_path / "two", broker.address))

@@ -1,0 +1,62 @@
+"""Many simulated lives: `python -m tests.simulation --seeds 10000`. Exit code 1 when an invariant was violated.
+
+Prints what was lived and which faults struck; for a violation the smallest plan that shows it, and its trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+
+from tests.simulation.search import Findings, search
+
+CHUNK = 250
+"""Lives of one search: small enough that a violation is told soon, large enough that hypothesis varies what it draws."""
+TRACE = 400
+"""Lines of the trace that are shown, the last ones."""
+
+
+def live(task: tuple[int, int]) -> tuple[Findings, str]:
+    """Run one search; returns what it found without the world, and the world's story if there was a violation."""
+    lives, start = task
+    found = search(lives, start)
+    story = "" if found.world is None else found.world.story(TRACE)
+    found.world = None
+    return found, story
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10_000, help="lives in all")
+    parser.add_argument("--start", type=int, default=0, help="hypothesis's seed of the first search")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    tasks = [
+        (min(CHUNK, options.seeds - done), options.start + number)
+        for number, done in enumerate(range(0, options.seeds, CHUNK))
+    ]
+    began = time.monotonic()
+    total, violations = Findings(), 0
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
+        for found, story in pool.imap_unordered(live, tasks):
+            total.add(found)
+            if found.violation is not None:
+                violations += 1
+                print(f"{story}\n\nVIOLATION: {found.violation}\n", flush=True)
+            seconds = time.monotonic() - began
+            print(f"{total.lives} lives, {total.steps} steps, {violations} violations, {seconds:.0f} s", flush=True)
+    print("\nfaults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(total.faults.items())))
+    print("ends of jobs: " + ", ".join(f"{state} {count}" for state, count in sorted(total.ends.items())))
+    seconds = time.monotonic() - began
+    print(
+        f"seeds run {total.lives}, steps {total.steps}, faults {sum(total.faults.values())}, violations {violations},"
+        f" seconds {seconds:.0f} ({total.lives / seconds:.1f} seeds/s in {options.processes} processes)"
+    )
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Lives of whole labs in virtual time: nothing is lost, nothing happens twice, nothing gets stuck."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.plan import Fault, Plan, Request
+from tests.simulation.search import search
+from tests.simulation.world import World
+
+LIVES = 60
+"""Lives in the tests of every day; `make simulate` lives 10,000."""
+
+
+def test_no_life_violates_an_invariant() -> None:
+    found = search(LIVES)
+    assert found.world is None, f"{found.world.story()}\n\n{found.violation}"
+    assert found.lives == LIVES and sum(found.faults.values()) > LIVES, "the lives were too quiet to tell anything"
+
+
+def test_the_same_plan_lives_the_same_life() -> None:
+    plan = Plan(
+        seed=7, requests=(Request(conflict=True), Request(at=20, how="nameless", priority=3)), factories=2, rough=True,
+        faults=(Fault(30, "kill", "factory-1", 20, "published"), Fault(60, "broker_lost", lasts=30), Fault(90, "sleep")),
+    )  # fmt: skip
+    one, other = World(plan), World(plan)
+    one.run()
+    other.run()
+    assert len(one.trace) > 100
+    assert [line[:2] for line in one.trace] == [line[:2] for line in other.trace]
+    assert one.invariants.records.keys() == other.invariants.records.keys()
+
+
+FOUND = {
+    "full disk at a factory whose job speaks": Plan(
+        requests=(Request(), Request()), faults=(Fault(31, "full", "factory-1", 700),)
+    ),
+    "calls written between the clock's step and its notice": Plan(
+        requests=(Request(), Request(), Request()), faults=(Fault(1, "sleep", "router", 1),)
+    ),
+}
+"""Plans that once failed, as they were left by shrinking."""
+
+
+@pytest.mark.parametrize("plan", FOUND.values(), ids=FOUND.keys())
+def test_life_that_once_failed(plan: Plan) -> None:
+    World(plan).run()
