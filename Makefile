@@ -35,8 +35,7 @@ help:
 	@echo 'make clean      remove caches; make distclean: the virtual environment as well'
 	@echo
 	@echo 'Options: PYTHON=python3.12   TORCH_INDEX=<package index with a CPU build of torch>'
-	@echo '         FAULTS="--only kill --seed 7 --repeat 1"   BENCH="calls --rounds 3"'
-	@echo '         FAULTS="--only kill --seed 7 --repeat 1"   SEEDS=1000'
+	@echo '         FAULTS="--only kill --seed 7 --repeat 1"   BENCH="calls --rounds 3"   SEEDS=1000'
 
 setup: $(STAMPS)/converter
 
