@@ -8,9 +8,10 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from bus import Client
 from bus.lease import LEASE_SECONDS, TTL
 from bus.mosquitto import find_mosquitto
 from meetara.supervise import ROLES
@@ -60,9 +61,9 @@ async def factory_stopped(arena: Arena) -> None:
         arena.tally.expect("fenced" in kinds, f"what the factory told under its old lease was refused and counted: {kinds}")
 
 
-async def facts(client: object, job: str) -> list[str]:
+async def facts(client: Client, job: str) -> list[str]:
     """Return the types of a job's events."""
-    found: JobEvents = await client.call("job.events", EventsQuery(job=job), timeout=LIMIT)  # type: ignore[attr-defined]
+    found: JobEvents = await client.call("job.events", EventsQuery(job=job), timeout=LIMIT)
     return [event.type for event in found.events]
 
 
@@ -106,7 +107,7 @@ class Clocks:
         return script
 
 
-async def with_clocks(arena: Arena, act: Callable[[Cluster, Clocks], object]) -> None:
+async def with_clocks(arena: Arena, act: Callable[[Cluster, Clocks], Awaitable[None]]) -> None:
     """Run a job on a lab whose clocks can be set, do something to them in a seeded stage, and run another job."""
     clocks = Clocks(arena.folder / "clocks")
     async with cluster(
@@ -114,7 +115,7 @@ async def with_clocks(arena: Arena, act: Callable[[Cluster, Clocks], object]) ->
     ) as lab, arena.on(lab), lab.client() as client:
         async with arena.accepted(client, "clock", MIDDLE) as one:
             await arena.in_stage(one.job, arena.random.choice(STAGES))
-            await act(lab, clocks)  # type: ignore[misc]
+            await act(lab, clocks)
             await arena.finish(client, one)
             kinds = await facts(client, one.job)
             arena.tally.expect("interrupted" not in kinds, f"the job went on under its lease: {kinds}")

@@ -119,9 +119,6 @@ class Cluster:
         async with asyncio.timeout(2 * BACK_SECONDS):
             await self.supervisor.ready.wait()
 
-    async def stop(self) -> None:
-        await self.supervisor.stop()
-
 
 @asynccontextmanager
 async def cluster(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Any
 
+from bus import Client
 from meetara.supervise import ROLES
 from protocol import JobSnapshot
 from protocol.job import Stage
@@ -22,7 +22,7 @@ SUBMIT_SECONDS = 1.5
 """A request is routed, planned and reserved within this time on two quiet cores; the first kill comes within it."""
 
 
-async def slay(arena: Arena, client: Any, victim: str) -> None:
+async def slay(arena: Arena, client: Client, victim: str) -> None:
     """Kill a part; one that no training asks is asked something at that moment, and must answer after all."""
     questions = {"emotion": ("emotion.analyse", EmotionQuery), "tts": ("speech.synthesise", SpeechRequest)}
     if victim in questions:
@@ -35,7 +35,7 @@ async def slay(arena: Arena, client: Any, victim: str) -> None:
         await arena.cluster.kill(victim)
 
 
-async def slay_early(arena: Arena, client: Any, victim: str) -> None:
+async def slay_early(arena: Arena, client: Client, victim: str) -> None:
     """Kill a part while a request is being submitted; the process that plans it is waited for."""
     if victim == WORK:
         await arena.cluster.there(WORK)

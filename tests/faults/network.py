@@ -6,6 +6,7 @@ import asyncio
 
 import psutil
 
+from bus import Client
 from protocol import Code, LabError
 from protocol.job import JobQuery
 from tests.faults.cluster import BROKER, Cluster
@@ -121,11 +122,11 @@ def _resident(process: psutil.Process) -> int:
     return size
 
 
-async def ask(client: object, job: str) -> Code | None:
+async def ask(client: Client, job: str) -> Code | None:
     """Ask for a job that does not exist; returns the code of the answer, None without one (busy is asked again)."""
     while True:
         try:
-            await client.call("job.get", JobQuery(job=job), timeout=LIMIT)  # type: ignore[attr-defined]
+            await client.call("job.get", JobQuery(job=job), timeout=LIMIT)
         except LabError as error:
             if error.code is not Code.BUSY:
                 return None if error.code is Code.EXPIRED else error.code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,7 @@ from tests.faults.cluster import LOOK, Cluster, reading
 from tests.faults.verdict import Evidence, Tally, judge
 from tests.integration.lab import LIMIT, SHORT, Ears, Ground, listening, settled, submit
 
+STAGES = tuple(Stage)
 MIDDLE: dict[str, float | int | str | bool] = {"max_steps": 12, "batch_size": 4, "sequence_length": 256}
 """Parameters of a job that trains for some seconds: long enough to be hit, short enough for many."""
 USUAL_SECONDS = {
@@ -25,7 +26,6 @@ USUAL_SECONDS = {
     Stage.VALIDATE: 2.0, Stage.PUBLISH: 0.1,
 }  # fmt: skip
 """How long the stages of such a job take on two quiet cores; finished jobs correct it."""
-AHEAD = tuple(Stage)
 
 
 class Place(StrEnum):
@@ -131,21 +131,17 @@ class Arena:
         """Return when a job is in a stage (or beyond it), at a random moment within its usual time; tells where it is."""
         folder = self.cluster.lab.folder(job)
         async with asyncio.timeout(LIMIT):
-            while not any((folder / later).exists() for later in AHEAD[AHEAD.index(stage) :]):
+            while not any((folder / later).exists() for later in STAGES[STAGES.index(stage) :]):
                 await asyncio.sleep(LOOK)
         usual = self.cluster.seconds.get(stage.value, USUAL_SECONDS[stage])
         await asyncio.sleep(self.random.uniform(0, usual))
-        return [later for later in AHEAD if (folder / later).exists()][-1]
+        return [later for later in STAGES if (folder / later).exists()][-1]
 
     def learn(self, job: str) -> None:
         """Remember how long each stage took here."""
         for path in self.cluster.lab.folder(job).glob("*/manifest.json"):
             manifest = json.loads(path.read_text())
             self.cluster.seconds[manifest["stage"]] = manifest["seconds"]
-
-    async def all_over(self, client: Client, stack: AsyncExitStack, requests: list[Request]) -> None:
-        """Finish several requests."""
-        await asyncio.gather(*(self.finish(client, one) for one in requests))
 
 
 MATRIX: dict[str, Scenario] = {}
