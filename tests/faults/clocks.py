@@ -16,7 +16,7 @@ from bus.lease import LEASE_SECONDS, TTL
 from bus.mosquitto import find_mosquitto
 from meetara.supervise import ROLES
 from protocol.job import EventsQuery, JobEvents, Stage
-from tests.faults.cluster import BROKER, WORK, Cluster, cluster
+from tests.faults.cluster import BROKER, LOOK, WORK, Cluster, cluster
 from tests.faults.scenario import MIDDLE, Arena, Place, scenario
 from tests.integration.lab import LIMIT, LONG
 
@@ -54,6 +54,9 @@ async def factory_stopped(arena: Arena) -> None:
         [process] = await lab.there("gguf_factory")
         lab.signal(process, signal.SIGSTOP)
         await asyncio.sleep(TTL.total_seconds() * arena.random.uniform(*STOPPED))
+        async with asyncio.timeout(LIMIT):
+            while not (lab.lab.folder(one.job) / "train" / "manifest.json").exists():
+                await asyncio.sleep(LOOK)  # it has something to tell then
         lab.signal(process, signal.SIGCONT)
         await arena.finish(client, one)
         kinds = await facts(client, one.job)
