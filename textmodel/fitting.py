@@ -71,6 +71,13 @@ class Vocabulary:
         return ids, np.concatenate(self.idf)[first].astype(np.float16), weights[first].astype(np.float16)
 
 
+def quantised(weights: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
+    """Return weights (F × L) as int8 and the scale of each row (F): half the size of float16."""
+    scale = np.maximum(np.abs(weights).max(axis=1) / 127, 1e-7).astype(np.float16)
+    steps = np.rint(weights / np.maximum(scale.astype(np.float32), 1e-7)[:, None])
+    return np.clip(steps, -127, 127).astype(np.int8), scale
+
+
 def one_against_rest(rows: sparse.csr_matrix, truth: Truth, *, strength: float) -> tuple[Floats, Floats]:
     """Fit a logistic regression for each label on features scaled by their naive-Bayes log ratio.
 

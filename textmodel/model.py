@@ -35,9 +35,10 @@ class TextModel:
         grams: the n-grams that are counted.
         ids: hashes of the known n-grams, ascending (F).
         idf: inverse document frequency of each (F).
-        weights: of n-grams to labels (F × L), float16.
+        weights: of n-grams to labels (F × L): float16, or int8 with `scale`.
         bias: of the labels (L).
         calibration: of each label (3 × L), see `bent`.
+        scale: what each n-gram's int8 weights are multiplied by (F); None: they are as they stand.
         facts: what model.json says beyond this: measured numbers, data, licence.
     """
 
@@ -46,9 +47,10 @@ class TextModel:
     grams: Grams
     ids: Hashes
     idf: npt.NDArray[np.float16]
-    weights: npt.NDArray[np.float16]
+    weights: npt.NDArray[np.float16] | npt.NDArray[np.int8]
     bias: Floats
     calibration: Floats
+    scale: npt.NDArray[np.float16] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def scores(self, text: str) -> Floats:
@@ -62,6 +64,8 @@ class TextModel:
                 continue
             values = (1 + np.log(often[known])) * self.idf[places].astype(np.float32)
             values /= np.sqrt(values @ values)
+            if self.scale is not None:
+                values *= self.scale[places].astype(np.float32)
             total += values @ self.weights[places].astype(np.float32)
         return total
 
@@ -81,6 +85,8 @@ class TextModel:
         """Write model.safetensors and model.json; the same model gives the same bytes."""
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}
+        if self.scale is not None:
+            arrays["scale"] = self.scale
         (folder / "model.safetensors").write_bytes(save(arrays))
         about = {
             "format": FORMAT, "kind": self.kind, "labels": list(self.labels),
@@ -105,7 +111,7 @@ class TextModel:
             model = cls(
                 labels=tuple(about.pop("labels")), kind=about.pop("kind"),
                 grams=Grams(tuple(grams["words"]), tuple(grams["chars"]), grams["style"]),
-                **{name: arrays[name] for name in ARRAYS}, facts=about,
+                **{name: arrays[name] for name in ARRAYS}, scale=arrays.get("scale"), facts=about,
             )  # fmt: skip
         except (OSError, KeyError, TypeError, SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{folder} holds no text model: {error}") from error

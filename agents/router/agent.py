@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from agents.router import core
+from agents.router import core, words
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
 from configs import Configs, load
+from configs.tiers import PROJECT
 from protocol import Code, JobSnapshot, LabError, MCPMessage, State, TrainRequest
 from protocol.ids import valid_job_id
+from protocol.voice import TextQuery, TextRoute
+
+MODEL = PROJECT / "models" / "router"
 
 
 class RouterAgent(BaseAgent):
-    """Serves `train.submit`. It answers when the conductor has reserved or refused the job."""
+    """Serves `train.submit`, answered when the conductor has reserved or refused the job, and `route.text`.
+
+    The model that understands free words is read when the first text comes: a lab whose requests name their domain needs
+    neither it nor numpy in memory.
+    """
 
     role: ClassVar[str] = "router"
 
-    def __init__(self, wiring: Wiring, configs: Configs | None = None) -> None:
+    def __init__(self, wiring: Wiring, configs: Configs | None = None, model: Path = MODEL) -> None:
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
+        self._folder = model
+        self._reader: words.Reader | None = None
         super().__init__(wiring)
         self.message_handlers["train.submit"] = self._submit
+        self.message_handlers["route.text"] = self._read
         self.reply_handlers["train.route"] = self._answered
 
     def _submit(self, message: MCPMessage, tx: Transaction) -> Deferred:
         request = cast(TrainRequest, self.params(message))
-        routed = core.routed(message, request, self._configs)
+        routed = core.routed(message, request, self._configs, self._understand)
         tx.call(
             "train.route", routed, key=message.id, id=f"{routed.job}:route", priority=max(message.priority, request.priority)
         )
         self.log.info("routed", job=routed.job, domain=routed.route.domain, tier=routed.route.tier)
         return DEFERRED
+
+    def _read(self, message: MCPMessage, tx: Transaction) -> TextRoute:
+        return self._understand(cast(TextQuery, self.params(message)).text)
+
+    def _understand(self, text: str) -> TextRoute:
+        began = time.perf_counter()
+        return words.read(text, self._words(), self._configs.domains, lambda: (time.perf_counter() - began) * 1000)
+
+    def _words(self) -> words.Reader:
+        if self._reader is None:
+            from textmodel.model import TextModel
+
+            try:
+                model = TextModel.load(self._folder)
+            except ValueError as error:
+                raise LabError(
+                    Code.CONFIGURATION, f"{error}.",
+                    advice="Name the `domain`, or restore the folder (agents/router/fit.py fits it anew).",
+                    file=str(self._folder),
+                ) from error  # fmt: skip
+            self._reader = words.Reader(
+                lambda text: list(zip(model.labels, model.probabilities(text).tolist(), strict=True)), model.facts["ranks"]
+            )
+        return self._reader
 
     def _answered(self, answer: Answer, tx: Transaction) -> None:
         outcome = answer.error or answer.result

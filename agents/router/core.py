@@ -1,28 +1,28 @@
-"""Routing by name: pure functions from a request and the configuration to a route."""
+"""Routing: pure functions from a request, the configuration and what a text is about to a route."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 
-from configs import Configs, Tier, resolve_base
+from agents.router.words import TRAIN_LIMIT, question
+from configs import Configs, Domain, Tier, resolve_base
 from protocol import Code, LabError, MCPMessage, TrainRequest
 from protocol.ids import valid_job_id
 from protocol.job import Route, RoutedRequest
+from protocol.voice import TextRoute
+
+Understand = Callable[[str], TextRoute]
 
 
-def route(request: TrainRequest, configs: Configs) -> Route:
+def route(request: TrainRequest, configs: Configs, understand: Understand) -> Route:
     """Resolve a request's domain, tier and base.
 
     Raises:
-        LabError: UNKNOWN_DOMAIN with the nearest names; INVALID_PARAMS for an unknown tier or a parameter that is wrong.
+        LabError: as `find_domain` does; INVALID_PARAMS for an unknown tier or a parameter that is wrong.
     """
-    if request.domain is None:
-        raise LabError(
-            Code.INVALID_PARAMS, "domain: the request names no domain.",
-            advice="Name one; `meetara domains` and configs/ list them.", field="domain",
-        )  # fmt: skip
-    domain = configs.domains.find(request.domain)
+    domain = find_domain(request, configs, understand)
     tier = _tier(request, domain.tier, configs)
     # Parameters are refused here, at the caller, rather than after a plan was asked for.
     tier.parameters.overridden(request.parameters)
@@ -33,6 +33,31 @@ def route(request: TrainRequest, configs: Configs) -> Route:
         voice=domain.voice, empathy=domain.empathy, quality_floor=domain.quality_floor,
         safety_critical=domain.safety_critical,
     )  # fmt: skip
+
+
+def find_domain(request: TrainRequest, configs: Configs, understand: Understand) -> Domain:
+    """Return the domain that a request names, or, where it names none, the one that its text is about.
+
+    Raises:
+        LabError: UNKNOWN_DOMAIN with the nearest names, and for an unclear text the question which of them is meant;
+            INVALID_PARAMS with neither domain nor text.
+    """
+    if request.domain is not None:
+        return configs.domains.find(request.domain)
+    if request.text is None:
+        raise LabError(
+            Code.INVALID_PARAMS, "domain: the request names no domain, and no text says what the model is for.",
+            advice="Name a domain, or say in `text` what the model is for.", field="domain",
+        )  # fmt: skip
+    found = understand(request.text)
+    if found.primary_domain is None or found.domain_confidence < TRAIN_LIMIT:
+        raise LabError(
+            Code.UNKNOWN_DOMAIN, "text: it is not clear enough which domain is meant.",
+            advice=f"{question(found.nearest)} Name it as `domain`, or say it in other words.", field="text",
+            nearest=[match.domain for match in found.nearest],
+            confidence=[round(match.confidence, 3) for match in found.nearest],
+        )  # fmt: skip
+    return configs.domains[found.primary_domain]
 
 
 def _tier(request: TrainRequest, domain_tier: str, configs: Configs) -> Tier:
@@ -66,10 +91,11 @@ def digest(request: TrainRequest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def routed(message: MCPMessage, request: TrainRequest, configs: Configs) -> RoutedRequest:
+def routed(message: MCPMessage, request: TrainRequest, configs: Configs, understand: Understand) -> RoutedRequest:
     """Return what goes to the conductor.
 
     Raises:
         LabError: as `job_id` and `route` do.
     """
-    return RoutedRequest(job=job_id(message), digest=digest(request), request=request, route=route(request, configs))
+    job = job_id(message)
+    return RoutedRequest(job=job, digest=digest(request), request=request, route=route(request, configs, understand))

@@ -21,7 +21,7 @@ def fitted(kind: str = "sigmoid") -> TextModel:
     vocabulary = Vocabulary.of(counts := counted(TEXTS, WHICH), (1, 1))
     weights, bias = one_against_rest(vocabulary.matrix(counts), TRUTH, strength=1.0)
     ids, idf, kept = vocabulary.merged(weights)
-    return TextModel(("glad", "sad"), kind, WHICH, ids, idf, kept, bias, uncalibrated(2), {"licence": "none"})
+    return TextModel(("glad", "sad"), kind, WHICH, ids, idf, kept, bias, uncalibrated(2), facts={"licence": "none"})
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,41 @@ async def test_an_unknown_domain_without_response_topic_becomes_a_refused_state(
     assert rows(router, "publications")[0]["retain"] == 1
 
 
+async def test_a_clear_text_goes_on_with_its_domain_and_the_request_as_it_came(router):
+    text = "a model that helps people fall asleep and stay asleep at night"
+    await router.handle_message(submit(domain=None, text=text))
+    (call,) = rows(router, "outbox")
+    routed = json.loads(call["message"])["data"]
+    assert routed["route"]["domain"] == "sleep"
+    assert (routed["request"].get("domain"), routed["request"]["text"]) == (None, text)
+
+
+@pytest.mark.parametrize("text", ["hm", "qwxz vbnm", "日本語", "what is the capital of Peru"])
+async def test_an_unclear_text_becomes_a_refused_state_that_asks(router, text):
+    await router.handle_message(submit(domain=None, text=text))
+    assert rows(router, "outbox") == []
+    state = published(router)["meetara/v1/lab/job/j1/state"]
+    assert (state["state"], state["domain"]) == ("refused", "")
+    assert "What is it about: " in state["reason"] and state["reason"].count("?") == 1
+
+
+async def test_neither_domain_nor_text_becomes_a_refused_state_with_advice(router):
+    await router.handle_message(submit(domain=None))
+    assert "say in `text` what the model is for" in published(router)["meetara/v1/lab/job/j1/state"]["reason"]
+
+
+async def test_a_request_that_names_its_domain_needs_no_model(tmp_path):
+    lab = configs.load(Settings.read(default_tier="starter"))
+    wiring = Wiring("router-1", tmp_path, BrokerAddress("127.0.0.1", 1))
+    agent = RouterAgent(wiring, lab, model=tmp_path / "missing")
+    await agent.handle_message(submit())
+    await agent.handle_message(submit("j2", domain=None, text="a model that helps people fall asleep"))
+    assert [call["key"] for call in rows(agent, "outbox")] == ["j1"]
+    reason = published(agent)["meetara/v1/lab/job/j2/state"]["reason"]
+    assert "missing" in reason and "Name the `domain`" in reason
+    agent.store.close()
+
+
 async def test_wrong_types_become_a_refused_state_that_names_the_field(router):
     await router.handle_message(submit(priority="urgent"))
     assert "priority" in published(router)["meetara/v1/lab/job/j1/state"]["reason"]

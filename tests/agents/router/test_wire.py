@@ -11,6 +11,7 @@ from bus import BaseAgent, Client, Transaction, Wiring
 from configs import Settings
 from protocol import Code, LabError, MCPMessage, State, TrainRequest
 from protocol.job import RoutedRequest, Submitted
+from protocol.voice import TextQuery, TextRoute
 from tests.conftest import PlainBroker
 
 
@@ -49,6 +50,14 @@ async def test_the_conductors_answer_goes_back_to_the_caller(broker: PlainBroker
             with pytest.raises(LabError) as caught:
                 await client.call("train.submit", TrainRequest(domain="music", dataset="/x"), timeout=20)
             assert (caught.value.code, caught.value.data["needed_micros"]) == (Code.BUDGET, 9_000_000)
+            night = TextQuery(text="I lie awake at night and cannot fall asleep")
+            found = await client.call("route.text", night, timeout=20)
+            assert isinstance(found, TextRoute) and found.primary_domain == "sleep" and found.question is None
+            assert next(match.domain for match in found.nearest) == "sleep" and len(found.nearest) == 3
+            with pytest.raises(LabError) as caught:
+                await client.call("train.submit", TrainRequest(text="hm", dataset="/x"), timeout=20)
+            assert (caught.value.code, caught.value.data["field"]) == (Code.UNKNOWN_DOMAIN, "text")
+            assert len(caught.value.data["nearest"]) == 3 and "What is it about" in str(caught.value)
             with pytest.raises(LabError) as caught:
                 await client.call("train.submit", TrainRequest(domain="slep", dataset="/x"), timeout=20)
             assert (caught.value.code, caught.value.data["field"]) == (Code.UNKNOWN_DOMAIN, "domain")
