@@ -62,12 +62,20 @@ def down(
 
 @app.command()
 def train(
-    domain: Annotated[str, typer.Option(
-        "--domain", help="What the model is for, e.g. time_management.", autocompletion=complete.domains
-    )],
     data: Annotated[str, typer.Option(
         "--data", help="Training rows: a path or URI (jsonl, json, csv, parquet).", autocompletion=complete.data_sets
     )],
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            "--domain", help="What the model is for, e.g. time_management.", show_default=False,
+            autocompletion=complete.domains,
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TEXT", help="What it is for, in free words; finds the domain.", show_default=False),
+    ] = None,
     eval_data: Annotated[
         str | None,
         typer.Option(
@@ -110,13 +118,25 @@ def train(
     """Train a model and watch it; Ctrl-C leaves the job running."""
     from meetara.screens import train as screen
 
+    screen.purpose(domain, text)
     fields = {
-        "domain": domain, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
+        "domain": domain, "text": text, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
         "priority": priority, "quantisation": quantisation, "budget_usd": budget,
         "parameters": screen.parameters(param or []), "id": id,
     }  # fmt: skip
     where = _where(home, host, port, lab)
     raise typer.Exit(run(screen.train(where, fields, detach=detach, as_json=as_json, console=console())))
+
+
+@app.command()
+def route(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A sentence in quotation marks.", show_default=False)],
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Tell which domain a sentence belongs to, and how sure that is; nothing is started."""
+    from meetara.screens.route import route as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), text, as_json=as_json, console=console())))
 
 
 @app.command()

@@ -196,8 +196,9 @@ class Lab:
     async def train(
         self,
         *,
-        domain: str,
         dataset: str | Path,
+        domain: str | None = None,
+        text: str | None = None,
         eval_dataset: str | Path | None = None,
         tier: str | None = None,
         base: str | Path | None = None,
@@ -210,14 +211,15 @@ class Lab:
     ) -> Job:
         """Submit a training request; returns when it is planned and its budget is reserved.
 
-        Paths are those of this process: they are sent as absolute file URIs. The fields are those of
+        What the model is for is a `domain`, or a `text` in free words from which the router finds it. Paths are those of this process: they are sent as absolute file URIs. The fields are those of
         `protocol.job.TrainRequest`; `id` makes the request repeatable (same id and body: the same job).
 
         Raises:
-            LabError: what was wrong with the request, or why it was refused.
+            LabError: what was wrong with the request, or why it was refused; UNKNOWN_DOMAIN with the question which domain
+                is meant, and the three likeliest in `data["nearest"]`.
         """
         fields = {
-            "domain": domain, "dataset": data_uri(dataset),
+            "domain": domain, "text": text, "dataset": data_uri(dataset),
             "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
             "tier": tier, "base": None if base is None else base_name(base), "priority": priority,
             "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},

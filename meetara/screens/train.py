@@ -15,6 +15,19 @@ from meetara.screens import live, result
 from protocol import Code, JobSnapshot, LabError, State, uuid7
 
 
+def purpose(domain: str | None, text: str | None) -> None:
+    """Check that a request says what its model is for.
+
+    Raises:
+        LabError: INVALID_PARAMS with neither domain nor text.
+    """
+    if domain is None and text is None:
+        raise LabError(
+            Code.INVALID_PARAMS, "--domain: the request does not say what the model is for.",
+            advice='Give --domain NAME, or in free words --for "what it is for".', field="domain",
+        )  # fmt: skip
+
+
 def parameters(pairs: list[str]) -> dict[str, float | int | str | bool]:
     """Read `name=value` pairs; values are numbers or true/false where they look so, else text.
 
