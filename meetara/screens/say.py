@@ -87,7 +87,7 @@ class Saying:
             )  # fmt: skip
         return await lab.say(
             self.text, domain=self.found_domain, profile=self.profile,
-            emotion=self.reading.primary_emotion if self.reading else self.emotion,
+            emotion=self._felt(self.reading) if self.reading else self.emotion,
             intensity=self.reading.emotion_intensity if self.reading else None,
             timeout=SAY_SECONDS[0] + SAY_SECONDS[1] * len(self.text),
         )  # fmt: skip
@@ -120,7 +120,11 @@ class Saying:
             return f"{self.emotion} (given)"
         if self.reading is None:
             return "not known"
-        return f"{self.reading.primary_emotion} (intensity {self.reading.emotion_intensity:.2f})"
+        return f"{self._felt(self.reading)} (intensity {self.reading.emotion_intensity:.2f})"
+
+    @staticmethod
+    def _felt(reading: EmotionReading) -> str:
+        return reading.nuance or reading.primary_emotion  # confusion has a voice of its own, surprise has none
 
     def _profile(self, speech: Speech) -> str:
         if self.profile is not None:

@@ -56,9 +56,10 @@ class Feeler(BaseAgent):
 
     role = "emotion"
 
-    def __init__(self, wiring: Wiring, intensity: float | None = 0.9) -> None:
+    def __init__(self, wiring: Wiring, intensity: float | None = 0.9, confused: bool = False) -> None:
         super().__init__(wiring)
         self.intensity = intensity
+        self.confused = confused
         self.domains: list[str | None] = []
         self.message_handlers["emotion.analyse"] = self.analyse
 
@@ -70,7 +71,8 @@ class Feeler(BaseAgent):
             intervention_required=False, empathy_level="high", professional_recommendations=[], risk_assessment="low"
         )
         return EmotionReading(
-            primary_emotion="fear", emotion_confidence=0.8, emotion_intensity=self.intensity,
+            primary_emotion="surprise" if self.confused else "fear",
+            nuance="confusion" if self.confused else None, emotion_confidence=0.8, emotion_intensity=self.intensity,
             emotional_category="negative", secondary_emotions=[], domain_context="healthcare",
             professional_analysis=analysis, processing_time_ms=1.0,
         )  # fmt: skip
@@ -160,6 +162,13 @@ async def test_a_text_is_routed_felt_and_spoken_into_a_file(world: World, tmp_pa
 async def test_a_weak_emotion_leaves_the_domains_voice(world: World, tmp_path: Path) -> None:
     async with world.with_agents(Router, Feeler, SpeechAgent, emotion={"intensity": 0.5}):
         assert "meditative (the domain's voice)" in await world.say(out=tmp_path / "said.wav")
+
+
+async def test_confusion_within_surprise_has_a_voice_of_its_own(world: World, tmp_path: Path) -> None:
+    async with world.with_agents(Router, Feeler, SpeechAgent, emotion={"confused": True}):
+        told = await world.say(out=tmp_path / "said.wav")
+    assert "confusion (intensity 0.90)" in told
+    assert "educational (the emotion asks for it instead of meditative, the domain's)" in told
 
 
 async def test_a_router_that_asks_back_is_shown_and_no_domain_is_used(world: World, tmp_path: Path) -> None:
