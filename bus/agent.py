@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from bus import process, trace
 from bus.health import BEAT, SignOfLife
-from bus.inbox import Handler, Inbox, Outgoing, parameters
+from bus.inbox import Handler, Inbox, Outgoing
 from bus.namesake import refuse_displacement
 from bus.outbox import Outbox, ReplyHandler
 from bus.process import Wiring
@@ -121,7 +121,7 @@ class BaseAgent:
 
     def params(self, message: MCPMessage) -> Any:
         """Return a call's params as its method's model."""
-        return parameters(message)
+        return self._inbox.params(message)
 
     def watch(self, topic_filter: str, callback: Watcher) -> None:
         """Listen to a topic filter of the lab (cards, presence). Call in `__init__`."""

@@ -65,6 +65,7 @@ class Inbox:
         self.handlers = handlers
         self.refuse = refuse
         self.log = structlog.get_logger()
+        self._checked: tuple[MCPMessage, BaseModel] | None = None
 
     def take(self, incoming: Incoming, method: str, tx: Transaction, out: Outgoing) -> None:
         """Store a call that came in, or answer it at once: repeated, conflicting, malformed, or too many waiting."""
@@ -91,7 +92,9 @@ class Inbox:
         if known is not None:
             self._take_again(known, message, digest, incoming, tx, out)
             return
-        if tx.store.pending_count() >= WAITING_LIMIT:
+        if tx.waiting is None:
+            tx.waiting = tx.store.pending_count()
+        if tx.waiting >= WAITING_LIMIT:
             busy = LabError(
                 Code.BUSY, f"{self.role} has {WAITING_LIMIT} calls waiting.", advice="Send it again in 5 seconds.",
                 retry=Retry.LATER, retry_after=5,
@@ -101,6 +104,8 @@ class Inbox:
         text = json.dumps({**message.model_dump(mode="json"), "generated_id": message.generated_id})
         response = (incoming.response_topic, incoming.correlation)
         tx.store.take_in(message.id, digest, text, message.priority, response, tx.now)
+        tx.waiting += 1
+        tx.taken[message.id] = message
 
     def _take_again(
         self, row: sqlite3.Row, message: MCPMessage, digest: str, incoming: Incoming, tx: Transaction, out: Outgoing
@@ -138,7 +143,8 @@ class Inbox:
         """Handle the waiting calls whose time has come, at most BATCH; returns how many there were."""
         rows = tx.store.pending(tx.now, BATCH)
         for row in rows:
-            self._handle(MCPMessage.model_validate_json(row["message"]), row["response_topic"], tx)
+            message = tx.taken.get(row["id"]) or MCPMessage.model_validate_json(row["message"])
+            self._handle(message, row["response_topic"], tx)
         return len(rows)
 
     def _handle(self, message: MCPMessage, response_topic: str | None, tx: Transaction) -> None:
@@ -185,8 +191,18 @@ class Inbox:
             raise LabError(
                 Code.UNKNOWN_METHOD, f"{self.role} has no method {message.type!r}.", advice=f"It has: {served}."
             )
-        parameters(message)
+        self.params(message)
         return handler(message, tx)
+
+    def params(self, message: MCPMessage) -> BaseModel:
+        """Return a call's params as its method's model, checked once for the whole handling of the call.
+
+        Raises:
+            LabError: INVALID_PARAMS naming the fields.
+        """
+        if self._checked is None or self._checked[0] is not message:
+            self._checked = message, parameters(message)
+        return self._checked[1]
 
     def collect(self, identities: list[str], tx: Transaction, out: Outgoing) -> None:
         """Take the stored replies of answered calls for sending, and forget the repeatable ones with them."""

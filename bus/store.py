@@ -427,7 +427,8 @@ class Store:
     def next_wake(self) -> float | None:
         """Return the Unix time of the next timer, repetition or postponed call."""
         row = self.connection.execute(
-            "SELECT min(t) FROM (SELECT min(due) t FROM timers UNION ALL SELECT min(next_at) FROM outbox"
-            f" WHERE {FIRST_OF_ITS_KIND} UNION ALL SELECT min(next_at) FROM inbox WHERE state = 'pending')"
+            "SELECT (SELECT min(due) FROM timers),"
+            f" (SELECT next_at FROM outbox WHERE {FIRST_OF_ITS_KIND} ORDER BY next_at LIMIT 1),"  # min() would read them all
+            " (SELECT min(next_at) FROM inbox WHERE state = 'pending')"
         ).fetchone()
-        return None if row[0] is None else float(row[0])
+        return min((float(time) for time in row if time is not None), default=None)

@@ -47,7 +47,8 @@ class Answer:
 class Transaction:
     """An open transaction of an agent's store.
 
-    `now` is the agent's clock, read once, so that everything in one transaction has one time.
+    `now` is the agent's clock, read once, so that everything in one transaction has one time. `taken` are the calls that came
+    in within it, `waiting` is how many are pending; the inbox keeps both, to read nothing twice.
     """
 
     store: Store
@@ -55,6 +56,8 @@ class Transaction:
     sender: str
     now: datetime
     traceparent: str | None = None
+    taken: dict[str, MCPMessage] = field(default_factory=dict)
+    waiting: int | None = None
     _after: list[Callable[[], object]] = field(default_factory=list)
     _replies: list[str] = field(default_factory=list)
 

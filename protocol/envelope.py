@@ -121,7 +121,7 @@ def parse_json(payload: bytes) -> dict[str, Any]:
         raise LabError(
             Code.PARSE, f"the message is not UTF-8: {error.reason} at byte {error.start}.", advice="Encode it as UTF-8."
         ) from error
-    if depth(text) > MAX_DEPTH:
+    if text.count("{") + text.count("[") > MAX_DEPTH and depth(text) > MAX_DEPTH:  # fewer cannot nest deeper
         raise LabError(Code.PARSE, f"the JSON nests deeper than {MAX_DEPTH} levels.", advice="Send a flatter object.")
     try:
         value = json.loads(text)

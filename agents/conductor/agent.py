@@ -116,7 +116,7 @@ class ConductorAgent(BaseAgent):
     def report(self, message: MCPMessage, tx: Transaction) -> Empty | Deferred:
         report: Report = self.params(message)
         record = self.known(report.job, tx)
-        self.happen(report.job, report, tx)
+        self.happen(report.job, report, tx, record)
         if record.lease is None or report.fence != record.fence:
             # answered here, not raised: the fact that it was fenced must be kept
             tx.reply(
@@ -182,9 +182,9 @@ class ConductorAgent(BaseAgent):
             raise LabError(Code.NOT_FOUND, f"there is no job {job!r}.", advice="`meetara jobs` lists them.", field="job")
         return record
 
-    def happen(self, job: str, happening: Happening, tx: Transaction) -> None:
+    def happen(self, job: str, happening: Happening, tx: Transaction, record: JobRecord | None = None) -> None:
         """Decide, and put everything that follows into the transaction."""
-        record = self.known(job, tx)
+        record = record or self.known(job, tx)
         if record.final:
             for call in late(record, happening):
                 tx.call(call.method, call.params, to=call.to, key=job, id=call.id)
