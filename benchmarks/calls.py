@@ -43,7 +43,7 @@ RATES = {True: 10.0, False: 100.0}
 """Calls a second for the latency: with the lab's broker settings, and in memory."""
 LATENCY_SECONDS = 2.0
 PEER = "tuned aiomqtt"
-ROUNDS = 7
+ROUNDS = 5
 
 Call = Callable[[], Awaitable[object]]
 REQUEST = TrainRequest(domain="sleep", dataset="file:///data/lab/sleep/conversations-2026-11.jsonl", tier="starter")

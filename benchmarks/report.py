@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.picture import draw
@@ -16,8 +15,6 @@ HEAD = """\
 Written by `make bench` from the JSON files in [benchmarks/](benchmarks); edits are lost. Each value is the median over the rounds, beside
 it the least and the greatest. A picture has a dot for each round and a line at the median; what is grey is a peer.
 """
-STILL = ("calls/s", "transitions/s")
-"""Units in which more is better."""
 
 
 def write_report(page: Path = PAGE, results: Path = RESULTS) -> Path:
@@ -39,6 +36,8 @@ def section(result: Result, folder: Path) -> str:
         f"## {result.title}", "", result.method, "", "| | median | | from | to | goal | |", "|---|--:|---|--:|--:|--:|---|",
         *(row(series) for series in result.series), "",
     ]  # fmt: skip
+    for old in folder.glob(f"{result.name}-*.svg"):
+        old.unlink()
     groups = list(dict.fromkeys(series.group for series in result.series if series.group))
     for number, group in enumerate(groups, 1):
         shown = [series for series in result.series if series.group == group]
@@ -67,7 +66,3 @@ def number(value: float) -> str:
     """Return a value with three digits that count, and no exponent."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f}"
-
-
-def medians(series: Sequence[Series]) -> dict[str, float]:
-    return {one.name: one.median for one in series}

@@ -27,13 +27,14 @@ done, done), handled and committed by the real conductor: facts, snapshot, calls
 synchronous=FULL. "On its store": the agent in this process, given batches of {batch} as its session takes them, with everything that it
 sends encoded and marked as sent, but no broker; {jobs} jobs go through it side by side, and only the time inside the agent counts.
 "Over the broker": the conductor as a process of its own behind the lab's broker settings, and everything else in the lab answering
-at once from one other process; counted from the first request to the end of the last job. A hop is the time from the reply that
+at once from one other process, {wire_jobs} jobs side by side; counted from the first request to the end of the last job. A hop is the time from the reply that
 one agent publishes to the next call's arrival at the other, through broker, conductor and its disk, one job at a time. The peer is
-DBOS {dbos} on SQLite with its own settings: a transition is a step of a durable workflow that returns a dictionary, as many
-workflows side by side; a hop is `DBOS.send` until `DBOS.recv` returns, which polls. DBOS has no broker in its path."""
+DBOS {dbos} on SQLite with its own settings: a transition is a step of a durable workflow that returns a dictionary, {peer_jobs} workflows
+side by side (more gained nothing); a hop is `DBOS.send` until `DBOS.recv` returns, which polls. DBOS has no broker in its path."""
 
-JOBS = 16
-WIRE_JOBS = 24
+JOBS = 64
+PEER_JOBS = 8
+WIRE_JOBS = 48
 HOP_JOBS = 4
 ROUNDS = 5
 
@@ -169,7 +170,7 @@ class _Others(World):
 
 
 async def _peer(folder: Path) -> tuple[float, float]:
-    async with running_module("benchmarks.workflows", str(folder / "dbos.sqlite"), str(JOBS), str(HAPPENINGS)) as process:
+    async with running_module("benchmarks.workflows", str(folder / "dbos.sqlite"), str(PEER_JOBS), str(HAPPENINGS)) as process:
         assert process.stdout is not None
         found = json.loads(await process.stdout.readline())
     return found["steps_per_second"], percentile(found["hops_ms"], 50)
@@ -178,7 +179,7 @@ async def _peer(folder: Path) -> tuple[float, float]:
 def method() -> str:
     from importlib.metadata import version
 
-    return METHOD.format(happenings=HAPPENINGS, batch=RECEIVE_MAXIMUM, jobs=JOBS, dbos=version("dbos"))
+    return METHOD.format(happenings=HAPPENINGS, batch=RECEIVE_MAXIMUM, jobs=JOBS, wire_jobs=WIRE_JOBS, peer_jobs=PEER_JOBS, dbos=version("dbos"))
 
 
 def run(rounds: int = ROUNDS, seed: int = 0) -> Sequence[Series]:
