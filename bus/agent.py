@@ -378,7 +378,7 @@ class BaseAgent:
             if await self.send_due(session):
                 self._send.set()
             self._announced = True
-            await self._until_next(self._send)
+            await self._until(self._send, self.store.next_call())
 
     # time
 
@@ -402,7 +402,7 @@ class BaseAgent:
         while True:
             self._wake.clear()
             await self.until_stored(self.fire_due)
-            await self._until_next(self._wake)
+            await self._until(self._wake, self.store.next_timer(postponed=self._handling))
 
     def _forget(self) -> None:
         with self.transaction() as tx:
@@ -427,10 +427,9 @@ class BaseAgent:
         tx.store.shift(seconds)
         self.clock_was_set(seconds, tx)
 
-    async def _until_next(self, event: asyncio.Event) -> None:
-        """Wait for an event, at most until something in the store is due."""
-        wake = self.store.next_wake()
-        await within(event.wait(), None if wake is None else max(0.02, wake - self.now().timestamp()))
+    async def _until(self, event: asyncio.Event, due: float | None) -> None:
+        """Wait for an event, at most until a Unix time."""
+        await within(event.wait(), None if due is None else max(0.02, due - self.now().timestamp()))
 
     def fire_due(self) -> None:
         """Run the timers and handle the postponed calls that are due now."""

@@ -424,11 +424,18 @@ class Store:
             "SELECT * FROM timers WHERE due <= ? ORDER BY due", (now.timestamp(),)
         ).fetchall()
 
-    def next_wake(self) -> float | None:
-        """Return the Unix time of the next timer, repetition or postponed call."""
-        row = self.connection.execute(
-            "SELECT (SELECT min(due) FROM timers),"
-            f" (SELECT next_at FROM outbox WHERE {FIRST_OF_ITS_KIND} ORDER BY next_at LIMIT 1),"  # min() would read them all
-            " (SELECT min(next_at) FROM inbox WHERE state = 'pending')"
-        ).fetchone()
+    def next_timer(self, *, postponed: bool) -> float | None:
+        """Return the Unix time of the next timer, or of the next postponed call where those count."""
+        return self._earliest(
+            "SELECT (SELECT min(due) FROM timers), (SELECT min(next_at) FROM inbox WHERE state = 'pending' AND ?)", postponed
+        )
+
+    def next_call(self) -> float | None:
+        """Return the Unix time at which the next call must be sent (again)."""
+        return self._earliest(  # min() would read them all
+            f"SELECT (SELECT next_at FROM outbox WHERE {FIRST_OF_ITS_KIND} ORDER BY next_at LIMIT 1)"
+        )
+
+    def _earliest(self, sql: str, *arguments: object) -> float | None:
+        row = self.connection.execute(sql, arguments).fetchone()
         return min((float(time) for time in row if time is not None), default=None)

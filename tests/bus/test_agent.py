@@ -20,7 +20,7 @@ from protocol.errors import Code, LabError
 from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, TrainRequest
 from protocol.topics import Topics
 from protocol.voice import VoiceList
-from tests.conftest import PlainBroker
+from tests.conftest import PlainBroker, free_port
 from tests.faults.proxy import Direction, Proxy, Rule
 
 
@@ -329,6 +329,24 @@ async def test_what_is_written_after_the_clock_was_set_keeps_its_time(broker: Pl
         with agent.transaction() as tx:  # the first thing that happens at the new time
             tx.timer("tick", "soon", tx.now + timedelta(seconds=0.3))
         await asyncio.wait_for(fired.wait(), 20)
+
+
+async def test_an_agent_off_the_bus_does_not_spin_over_calls_that_it_cannot_send(tmp_path: Path) -> None:
+    agent = Counter(Wiring("router-1", tmp_path / "home", BrokerAddress("127.0.0.1", free_port())))
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    agent.fire_due = look  # type: ignore[method-assign]
+    with agent.transaction() as tx:
+        tx.call("train.submit", TrainRequest(domain="d", dataset="x"), id="call")
+    running_alone = asyncio.create_task(agent.run())
+    await asyncio.sleep(0.5)
+    running_alone.cancel()
+    await asyncio.gather(running_alone, return_exceptions=True)
+    assert 0 < looks < 5, "every 20 ms would be 25"
 
 
 async def test_the_displaced_of_two_processes_with_one_name_ends_and_says_why(broker: PlainBroker, tmp_path: Path) -> None:
