@@ -32,6 +32,7 @@ from unittest import mock
 import structlog
 
 import agents.gguf_factory.agent
+import bus.agent
 import bus.session
 import bus.store
 import protocol.ids
@@ -41,6 +42,7 @@ from agents.gguf_factory.agent import FactoryAgent
 from agents.gpu_orchestrator.agent import GpuOrchestratorAgent
 from agents.router.agent import RouterAgent
 from bus import BaseAgent, BrokerAddress, Wiring
+from bus.health import SignOfLife
 from configs import Configs, load
 from protocol.errors import LabError, Retry
 from protocol.job import Report
@@ -441,6 +443,7 @@ class World:
             (secrets, "randbits", self.random.getrandbits), (secrets, "randbelow", self.random.randrange),
             (secrets, "token_hex", lambda size: self.random.randbytes(size).hex()),
             (protocol.ids, "time", hours), (ConductorAgent, "happen", watched),
+            (bus.agent, "version", lambda name: "0"), (SignOfLife, "show", lambda sign, now: None),  # slow, and not looked at
             (factory, "JobProcess", JobProcess), (factory, "make_plan", make_plan),
             (factory.machine, "free_bytes", lambda home: 1 << 40), (factory.machine, "memory_bytes", lambda: 64 << 30),
         ]  # fmt: skip
