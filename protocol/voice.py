@@ -45,6 +45,10 @@ class TextRoute(Strict):
     empathy_level: str | None
     voice: str | None
     question: str | None = None
+    urgency: Literal["normal", "critical"] = Field(
+        default="normal", description="critical: the words speak of self-harm, a medical emergency or abuse"
+    )
+    notice: str | None = Field(default=None, description="where to find help at once; show it to the person")
     processing_time_ms: float
 
 

@@ -9,6 +9,7 @@ from agents.emotion.context import SETTINGS, context_of
 from agents.emotion.intensity import intensity
 from configs import Domains
 from protocol.voice import Analysis, Context, Emotion, EmotionQuery, EmotionReading, EmotionShare
+from textmodel.crisis import NOTICES, Crisis, crisis
 
 EMOTIONS: tuple[Emotion, ...] = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 POSITIVE = frozenset({"joy"})
@@ -51,7 +52,9 @@ def reading(
         secondary_emotions=[EmotionShare(emotion=name, confidence=probabilities[name]) for name in secondary],
         nuance="confusion" if confused else None,
         domain_context=context,
-        professional_analysis=_analysis(context, {*present, *(["confusion"] if confused else [])}, strength),
+        professional_analysis=_analysis(
+            context, {*present, *(["confusion"] if confused else [])}, strength, crisis(text)
+        ),
         processing_time_ms=took_ms,
     )
 
@@ -67,15 +70,16 @@ def _category(present: set[Emotion]) -> Literal["positive", "negative", "neutral
     return "neutral"
 
 
-def _analysis(context: Context, present: set[str], strength: float) -> Analysis:
+def _analysis(context: Context, present: set[str], strength: float, danger: Crisis | None) -> Analysis:
     setting = SETTINGS[context]
     critical = any(setting.concerns(name) for name in present)
-    intervene = critical and strength >= setting.threshold
+    intervene = danger is not None or (critical and strength >= setting.threshold)
     return Analysis(
         intervention_required=intervene,
         empathy_level=setting.empathy,
         professional_recommendations=[
-            *(setting.when_critical if critical else ()), *(setting.when_intervening if intervene else ())
+            *([NOTICES[danger]] if danger else ()), *(setting.when_critical if critical else ()),
+            *(setting.when_intervening if intervene else ())
         ],
         risk_assessment="high" if intervene else "moderate" if critical else "low",
     )  # fmt: skip

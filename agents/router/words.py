@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from configs import Domains
 from protocol.voice import DomainMatch, Strategy, TextRoute
+from textmodel.crisis import NOTICES, Crisis, crisis
 
 OTHER = "(none)"
 """The model's label for texts that belong to no domain; no domain can have this name."""
@@ -21,6 +22,10 @@ NEAREST = 3
 """Domains that are named when it asks."""
 AT_ONCE = 3
 """Domains that one text may touch; more is a list, not a request."""
+CRISIS_DOMAINS: dict[Crisis, str] = {
+    "self_harm": "mental_health", "medical_emergency": "emergency_care", "abuse": "mental_health",
+}  # fmt: skip
+"""Where words of danger lead, whatever the model says; the confidence is then that of a rule, 1."""
 CLAUSE_WORDS = 3
 """Shorter parts of a sentence say too little to be judged alone."""
 CLAUSES = re.compile(r"[.;!?\n]+|,?\s+(?:and|but|then|also|plus|after that|afterwards|as well as)\s+", re.IGNORECASE)
@@ -68,8 +73,11 @@ def read(text: str, reader: Reader, domains: Domains, took_ms: Callable[[], floa
     """Return the router's view of a text."""
     nearest = matches(text, reader, domains)[:NEAREST]
     touched = [match for match in nearest[:1] if match.confidence >= LIMIT]
+    danger = crisis(text)
+    if danger is not None and CRISIS_DOMAINS[danger] in domains:
+        touched = [DomainMatch(domain=CRISIS_DOMAINS[danger], confidence=1.0)]
     parts = [part for part in CLAUSES.split(text) if len(part.split()) >= CLAUSE_WORDS]
-    for part in parts if len(parts) > 1 else []:
+    for part in parts if len(parts) > 1 and danger is None else []:
         for best in matches(part, reader, domains)[:1]:
             if best.confidence >= LIMIT and best.domain not in {match.domain for match in touched}:
                 touched.append(best)
@@ -87,6 +95,8 @@ def read(text: str, reader: Reader, domains: Domains, took_ms: Callable[[], floa
         empathy_level=domain.empathy if domain else None,
         voice=domain.voice if domain else None,
         question=None if touched else question(nearest),
+        urgency="normal" if danger is None else "critical",
+        notice=None if danger is None else NOTICES[danger],
         processing_time_ms=took_ms(),
     )
 

@@ -19,6 +19,8 @@ async def route(where: dict[str, Any], text: str, *, as_json: bool, console: Con
     if as_json:
         emit(found)
         return OK
+    if found.notice is not None:
+        console.print(found.notice, style="bold red", markup=False)
     console.print(sentence(found), markup=False)
     grid = Table(Column("nearest", no_wrap=True), Column("confidence", justify="right"))
     for match in found.nearest:

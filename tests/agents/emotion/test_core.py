@@ -100,3 +100,9 @@ def test_every_critical_feeling_is_held_by_something_that_the_model_tells():
     for setting in SETTINGS.values():
         for name in setting.critical:
             assert HOLDS.get(name, name) in {*core.EMOTIONS, "confusion"}
+
+
+def test_words_of_danger_ask_for_intervention_whatever_the_feeling_and_the_context():
+    found = read("I want to kill myself", context="business", neutral=0.9).professional_analysis
+    assert (found.intervention_required, found.risk_assessment) == (True, "high")
+    assert "988" in found.professional_recommendations[0]

@@ -84,3 +84,19 @@ def test_a_rank_of_its_own_never_makes_the_second_surer_than_the_first(domains):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_any_share_has_a_confidence(share):
     assert words.confidence(share, AS_IT_IS) == pytest.approx(share, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "domain"),
+    [("I want to kill myself, which chords fit", "mental_health"), ("my father is having a stroke", "emergency_care"),
+     ("My husband hits me", "mental_health")],
+)  # fmt: skip
+def test_words_of_danger_lead_to_healthcare_with_a_notice(domains, text, domain):
+    found = read(text, domains)
+    assert (found.primary_domain, found.domain_category, found.urgency) == (domain, "healthcare", "critical")
+    assert found.notice is not None and "911" in found.notice and found.question is None
+
+
+def test_an_ordinary_text_has_no_notice(domains):
+    found = read("which chords fit together", domains)
+    assert (found.urgency, found.notice) == ("normal", None)
