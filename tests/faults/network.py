@@ -27,14 +27,20 @@ ON_THE_WAY = ("conductor", "gguf_factory", "gpu_orchestrator", "cost_monitor", "
 
 
 async def cut(arena: Arena, way: Direction) -> None:
-    """Cut one direction of two seeded agents, one after the other, while a job goes its way."""
+    """Cut one direction of two seeded agents while a job goes its way."""
+
+    async def bad_time(role: str, begins: float, lasts: float) -> None:
+        proxy = arena.cluster.proxies[f"{role}-1"]
+        await asyncio.sleep(begins)
+        proxy.rules[way] = Rule(cut=True)
+        await asyncio.sleep(lasts)
+        proxy.heal()
+
     async with arena.cluster.client() as client, arena.accepted(client, "cut", MIDDLE) as one:
-        for role in arena.random.sample(ON_THE_WAY, 2):
-            proxy = arena.cluster.proxies[f"{role}-1"]
-            await asyncio.sleep(arena.random.uniform(0, 3))
-            proxy.rules[way] = Rule(cut=True)
-            await asyncio.sleep(arena.random.uniform(*CUT_SECONDS))
-            proxy.heal()
+        await asyncio.gather(*(
+            bad_time(role, arena.random.uniform(0, 5), arena.random.uniform(*CUT_SECONDS))
+            for role in arena.random.sample(ON_THE_WAY, 2)
+        ))  # fmt: skip
         await arena.finish(client, one)
         async with arena.accepted(client, "after-cut") as next_one:
             await arena.finish(client, next_one)
