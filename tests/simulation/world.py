@@ -426,9 +426,9 @@ class World:
 
         happen = ConductorAgent.happen
 
-        def watched(agent: ConductorAgent, job: str, happening: Any, tx: Any) -> None:
+        def watched(agent: ConductorAgent, job: str, happening: Any, tx: Any, *more: Any) -> None:
             before = agent.find(job, tx) if isinstance(happening, Report) else None
-            happen(agent, job, happening, tx)
+            happen(agent, job, happening, tx, *more)
             if before is not None and (before.lease is None or before.fence != happening.fence):
                 after = agent.find(job, tx)
                 assert after is not None
