@@ -398,14 +398,17 @@ class BaseAgent:
     async def _clock(self) -> None:
         self._elapsed = asyncio.get_running_loop().time
         self._apart = self.now().timestamp() - self._elapsed()
-        await self.until_stored(self._forget)
+        await self.until_stored(self._wind_up)
         while True:
             self._wake.clear()
             await self.until_stored(self.fire_due)
             await self._until(self._wake, self.store.next_timer(postponed=self._handling))
 
-    def _forget(self) -> None:
+    def _wind_up(self) -> None:
         with self.transaction() as tx:
+            behind = tx.store.seconds_ahead(tx.now)
+            if behind > CLOCK_STEP:  # the clock was set back while this agent was away
+                self._follow(-behind, tx)
             tx.store.forget(tx.now)
 
     def _clock_step(self, now: datetime) -> float:

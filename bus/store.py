@@ -409,7 +409,8 @@ class Store:
         self.connection.execute("DELETE FROM timers WHERE name = ? AND key = ?", (name, key))
 
     def shift(self, seconds: float) -> None:
-        """Move everything that waits for a time by so many seconds (the wall clock was set)."""
+        """Move everything that waits for a time by so many seconds (the wall clock was set), and what it is compared with."""
+        self.connection.execute("UPDATE inbox SET received_at = received_at + ?", (seconds,))
         self.connection.execute("UPDATE timers SET due = due + ?", (seconds,))
         self.connection.execute("UPDATE outbox SET next_at = next_at + ?, deadline = deadline + ?", (seconds, seconds))
         self.connection.execute("UPDATE inbox SET next_at = next_at + ? WHERE state = 'pending'", (seconds,))
@@ -417,6 +418,11 @@ class Store:
     def hasten_timers(self, name: str, now: datetime) -> None:
         """Make all timers of a name due."""
         self.connection.execute("UPDATE timers SET due = ? WHERE name = ?", (now.timestamp(), name))
+
+    def seconds_ahead(self, now: datetime) -> float:
+        """Return by how many seconds the newest call is later than now: by so many at least the clock was set back."""
+        newest = self.connection.execute("SELECT max(received_at) FROM inbox").fetchone()[0]
+        return 0.0 if newest is None else max(0.0, newest - now.timestamp())
 
     def due_timers(self, now: datetime) -> list[sqlite3.Row]:
         """Return timers whose time has come."""

@@ -331,6 +331,21 @@ async def test_what_is_written_after_the_clock_was_set_keeps_its_time(broker: Pl
         await asyncio.wait_for(fired.wait(), 20)
 
 
+async def test_a_clock_set_back_while_the_agent_was_away_delays_no_timer(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    await agent.handle_message(MCPMessage(type="train.submit", data={"domain": "d", "dataset": "x"}))
+    with agent.transaction() as tx:
+        tx.timer("tick", "soon", tx.now + timedelta(seconds=0.3))
+    agent.store.close()
+    agent = Counter(
+        Wiring("router-1", tmp_path / "home", broker.address, now=lambda: datetime.now(UTC) - timedelta(hours=1))
+    )
+    fired = asyncio.Event()
+    agent.timer_handlers["tick"] = lambda key, data, tx: fired.set()
+    async with running(agent):
+        await asyncio.wait_for(fired.wait(), 20)
+
+
 async def test_an_agent_off_the_bus_does_not_spin_over_calls_that_it_cannot_send(tmp_path: Path) -> None:
     agent = Counter(Wiring("router-1", tmp_path / "home", BrokerAddress("127.0.0.1", free_port())))
     looks = 0

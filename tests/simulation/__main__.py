@@ -11,23 +11,10 @@ import os
 import sys
 import time
 
-from tests.simulation.search import Findings, search
+from tests.simulation.search import Findings, search_apart
 
 CHUNK = 250
 """Lives of one search: small enough that a violation is told soon, large enough that hypothesis varies what it draws."""
-TRACE = 400
-"""Lines of the trace that are shown, the last ones."""
-
-
-def live(task: tuple[int, int]) -> tuple[Findings, str]:
-    """Run one search; returns what it found without the world, and the world's story if there was a violation."""
-    lives, start = task
-    found = search(lives, start)
-    story = "" if found.world is None else found.world.story(TRACE)
-    found.world = None
-    return found, story
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10_000, help="lives in all")
@@ -41,11 +28,11 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     total, violations = Findings(), 0
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
-        for found, story in pool.imap_unordered(live, tasks):
+        for found in pool.imap_unordered(search_apart, tasks):
             total.add(found)
             if found.violation is not None:
                 violations += 1
-                print(f"{story}\n\nVIOLATION: {found.violation}\n", flush=True)
+                print(f"{found.story}\n\nVIOLATION: {found.violation}\n", flush=True)
             seconds = time.monotonic() - began
             print(f"{total.lives} lives, {total.steps} steps, {violations} violations, {seconds:.0f} s", flush=True)
     print("\nfaults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(total.faults.items())))

@@ -38,6 +38,9 @@ FOUND = {
     "calls written between the clock's step and its notice": Plan(
         requests=(Request(), Request(), Request()), faults=(Fault(1, "sleep", "router", 1),)
     ),
+    "clock set back while the conductor was away": Plan(
+        faults=(Fault(60, "kill", "factory-1", 700), Fault(338, "kill", "conductor", 30), Fault(348, "clock_back", "conductor", 1))
+    ),
 }
 """Plans that once failed, as they were left by shrinking."""
 
