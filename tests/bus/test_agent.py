@@ -492,3 +492,20 @@ async def test_a_caller_cannot_make_an_agent_speak_elsewhere_nor_stop_its_replie
     assert broker.published == [replies[0], replies[2]]
     assert not agent._sender.replies, "none is left in the way of others"
     agent.store.close()
+
+
+def test_calls_of_one_batch_beyond_the_limit_are_told_to_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bus.inbox.WAITING_LIMIT", 3)
+    agent = Counter(Wiring("router-1", tmp_path, BrokerAddress("127.0.0.1", 1)))
+    topic, reply = Topics().of("call", role="router", method="train.submit"), Topics().of("reply", client="me")
+    batch = [
+        Incoming(topic, json.dumps({"id": f"j{n}", "domain": "d", "dataset": "x"}).encode(), (), reply, None, False, False, 1, n)
+        for n in range(1, 6)
+    ]
+    agent.take_in(batch)
+    assert agent.effects() == ["j1", "j2", "j3"]
+    told = [json.loads(payload) for _, payload, _ in agent._sender.replies]
+    assert {one["id"] for one in told if one.get("error", {}).get("code") == Code.BUSY} == {"j4", "j5"}
+    agent.take_in(batch)  # repeated: the first get their stored replies, the others are taken now
+    assert agent.effects() == ["j1", "j2", "j3", "j4", "j5"]
+    agent.store.close()

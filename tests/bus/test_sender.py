@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +104,17 @@ def test_only_what_can_be_repeated_is_written_without_waiting_for_the_disk(sende
         assert level() == 1
     with sender.store.transaction():
         assert level() == 2
+
+
+def test_the_next_call_is_the_earliest_that_may_go(sender: Sender) -> None:
+    store = sender.store
+    assert store.next_call() is None
+    with sender.transaction() as tx:
+        for number in (1, 2):
+            tx.call("job.get", JobQuery(job="j"), id=f"c{number}", key="j")
+        tx.call("job.get", JobQuery(job="k"), id="c3", key="k")
+    later = [NOON + timedelta(seconds=seconds) for seconds in (9, 5)]
+    store.sent([("c1", later[0]), ("c3", later[1])])
+    assert store.next_call() == later[1].timestamp()  # c2 is due, but waits for c1
+    store.answered("c1")
+    assert store.next_call() == NOON.timestamp()
