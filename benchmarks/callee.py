@@ -62,8 +62,8 @@ async def serve_plainly(kind: str, port: int) -> None:
             result = {**ANSWER.model_dump(mode="json"), "job": request["id"], "domain": request["params"]["domain"]}
             reply = json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": result})
             properties = Properties(PacketTypes.PUBLISH)
-            properties.CorrelationData = message.properties.CorrelationData
-            await client.publish(message.properties.ResponseTopic, reply, qos=1, properties=properties)
+            properties.CorrelationData = message.properties.CorrelationData  # type: ignore[attr-defined]
+            await client.publish(message.properties.ResponseTopic, reply, qos=1, properties=properties)  # type: ignore[attr-defined]
             limit.release()
 
         async for message in client.messages:

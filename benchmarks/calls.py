@@ -85,7 +85,7 @@ class PlainCaller:
     async def listen(self) -> None:
         async for message in self.client.messages:
             assert message.properties is not None
-            self.waiting.pop(message.properties.CorrelationData).set_result(json.loads(message.payload))
+            self.waiting.pop(message.properties.CorrelationData).set_result(json.loads(message.payload))  # type: ignore[attr-defined]
 
     async def ask(self) -> None:
         identity = uuid7()
@@ -192,7 +192,8 @@ async def _rounds(calls: dict[str, Call], rounds: int, order: random.Random, *, 
     for label, unit, values in (("throughput", "calls/s", rate), (f"p50 {at}", "ms", p50), (f"p99 {at}", "ms", p99)):
         for kind, measured in values.items():
             group = f"{label}, {where}"
-            found.append(Series(name=f"{label}, {kind}", unit=unit, values=measured, group=group, peer="aiomqtt" in kind))
+            peer = "aiomqtt" in kind
+            found.append(Series(name=f"{label}, {kind}", unit=unit, values=measured, group=group, label=kind, peer=peer))
     goals = {"throughput": Goal(kind="at least", value=0.6)}
     if not autosave:
         goals[f"p50 {at}"] = Goal(kind="at most", value=2.0)

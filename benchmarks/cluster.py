@@ -115,7 +115,12 @@ async def measure(rounds: int) -> list[Series]:
     for place, kind in enumerate(("USS", "PSS", "RSS")):
         for name, measured in sorted(sizes.items()):
             wanted = goal if kind == "RSS" and name in names else None
-            found.append(Series(name=f"{name}, {kind}", unit="MB", values=[size[place] for size in measured], goal=wanted, group=kind if kind == "RSS" else ""))
+            found.append(
+                Series(
+                    name=f"{name}, {kind}", unit="MB", values=[size[place] for size in measured], goal=wanted,
+                    group="memory of idle processes, RSS" if kind == "RSS" else "", label=name,
+                )
+            )  # fmt: skip
     return found
 
 

@@ -31,7 +31,7 @@ def draw(series: Sequence[Series], title: str, path: Path) -> None:
             axes.plot([one.median] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=2.2, solid_capstyle="round")
         for value in {one.goal.value for one in series if one.goal is not None}:
             axes.axvline(value, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.set_yticks(range(len(series)), [one.name for one in series])
+        axes.set_yticks(range(len(series)), [one.label or one.name for one in series])
         axes.invert_yaxis()
         axes.set_ylim(len(series) - 0.5, -0.5)
         axes.set_xlim(left=0)

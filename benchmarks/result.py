@@ -32,13 +32,14 @@ class Goal(BaseModel):
 
 
 class Series(BaseModel):
-    """One quantity, a value per round. `group` puts series of one unit into one picture."""
+    """One quantity, a value per round. `group` puts series of one unit into one picture, where `label` names each of them."""
 
     name: str
     unit: str
     values: list[float] = Field(min_length=1)
     goal: Goal | None = None
     group: str = ""
+    label: str = ""
     peer: bool = False
 
     @property
