@@ -104,6 +104,7 @@ def known_words(rows: Rows, vectors: Path, glove: Path) -> tuple[Words, dict[str
         frequent = found["frequency"] >= LEAST_SHARE
         frequency = dict(zip(found["words"][frequent].tolist(), found["frequency"][frequent].tolist(), strict=True))
         own = dict(zip(frequency, found["vectors"][frequent], strict=True))
+        digests = {"vectors": hashlib.sha256(found["vectors"].tobytes()).hexdigest()}
     with glove.open(encoding="utf-8") as file:
         lines = [next(file).split() for _ in range(GLOVE_WORDS)]
     table = np.array([line[1:] for line in lines], np.float32)
@@ -125,7 +126,6 @@ def known_words(rows: Rows, vectors: Path, glove: Path) -> tuple[Words, dict[str
     ids = np.array([_hash(word) for word in words], np.uint32)
     once = np.append(True, ids[1:] != ids[:-1])
     vocabulary = Vocabulary((ids[once], chars.ids[1]), (weight[once], chars.idf[1]))
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (vectors,)}
     digests["glove"] = hashlib.sha256("\n".join(" ".join(line) for line in lines).encode()).hexdigest()
     return Words(vocabulary, (vectors_of[0][once], vectors_of[1][once])), digests
 
