@@ -112,7 +112,8 @@ class BaseAgent:
         """Called on SIGTERM while the agent is still connected."""
 
     def broker_forgot(self) -> None:
-        """Called when the agent is connected again and the broker has lost its memory: publish what it should retain."""
+        """Called when the agent is connected and the broker may have lost its memory, so always at the start: publish what
+        it should retain."""
 
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         """Called when the wall clock was set by so many seconds: move the times in the agent's own tables with it."""
@@ -261,6 +262,7 @@ class BaseAgent:
                     self.announce(again=True)
                     if not known:
                         self.log.warning("the broker has forgotten what it retained; telling it again")
+                    if first or not known:  # what the broker lost before this process began, nobody could notice
                         self.broker_forgot()
                     if first:
                         await self.started()

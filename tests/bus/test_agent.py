@@ -310,6 +310,8 @@ async def test_an_agent_tells_a_broker_that_lost_its_memory_what_it_should_retai
     async with running(agent):
         while not agent._announced:
             await asyncio.sleep(0.01)
+        assert told.is_set(), "the broker may have lost its memory while nobody was there"
+        told.clear()
         broker.kill()
         for saved in broker.folder.glob("mosquitto.db*"):
             saved.unlink()

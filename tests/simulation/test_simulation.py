@@ -41,6 +41,10 @@ FOUND = {
     "clock set back while the conductor was away": Plan(
         faults=(Fault(60, "kill", "factory-1", 700), Fault(338, "kill", "conductor", 30), Fault(348, "clock_back", "conductor", 1))
     ),
+    "broker lost its memory while the conductor was away": Plan(
+        requests=(Request(), Request(plannable="no")),
+        faults=(Fault(200, "broker_lost", lasts=3), Fault(200, "kill", "conductor", 15)),
+    ),
 }
 """Plans that once failed, as they were left by shrinking."""
 
