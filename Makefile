@@ -3,6 +3,7 @@
 #   PYTHON       the interpreter of the virtual environment, 3.11 or later
 #   BENCH        options of `make bench`, for example calls --rounds 3
 #   FAULTS       options of `make faults`, for example --only kill-3 --seed 7 --repeat 1
+#   LOAD         options of `make load`, for example --jobs 20
 #   SEEDS        lives that `make simulate` lives
 #   TORCH_INDEX  address of a further package index, for example that of a smaller CPU build of torch; empty: pip's own
 
@@ -10,6 +11,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BENCH ?=
 FAULTS ?=
+LOAD ?=
 SEEDS ?= 10000
 
 VENV := .venv
@@ -19,7 +21,7 @@ PACKAGES := protocol bus agents configs meetara starter textmodel
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test bench faults simulate compose-test lint docs doctor clean distclean
+.PHONY: help setup demo test bench faults load simulate compose-test lint docs doctor clean distclean
 
 help:
 	@echo 'make demo       train a small model on the project'\''s own data and show it'
@@ -28,6 +30,7 @@ help:
 	@echo 'make bench      measure speed and memory against goals and peers, under ten minutes (docs/results/benchmarks.md)'
 	@echo 'make faults     kill, cut, fill, lock, set back: the fault matrix, about half an hour (docs/faults.md)'
 	@echo 'make compose-test  build the image, run the lab in containers, use it, hurt it, remove it (docs/compose.md)'
+	@echo 'make load       two hundred requests at once, every one accounted for, about half an hour (docs/results/load.md)'
 	@echo 'make simulate   the whole lab in virtual time, 10,000 lives with faults (docs/faults.md)'
 	@echo 'make lint       ruff, mypy, import contracts, schema drift'
 	@echo 'make docs       write the schemas, the topic reference and the AsyncAPI document again'
@@ -55,6 +58,9 @@ bench: setup $(STAMPS)/bench
 
 faults: setup
 	@$(BIN)/python -m tests.faults $(FAULTS)
+
+load: setup
+	@$(BIN)/python -m tests.load $(LOAD)
 
 # Where no engine answers, root with Debian's dockerd and debootstrap gets one for the time of the test; else it skips.
 compose-test: setup
