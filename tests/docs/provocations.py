@@ -1,0 +1,361 @@
+"""Ways to meet each error of docs/troubleshooting.md, named as its sections are. Each returns the text that a person reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import sqlite3
+import ssl
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import configs as lab_configs
+from agents.conductor.agent import ConductorAgent
+from agents.cost_monitor.ledger import SCHEMA as LEDGER
+from agents.cost_monitor.ledger import Ledger
+from agents.gguf_factory import dataset, machine, plan
+from agents.gguf_factory.gates import Measured, judge, verdict
+from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.work import make_plan
+from agents.gpu_orchestrator import offers
+from agents.router import core
+from bus import BrokerAddress, Client, Wiring
+from bus import certs as bus_certs
+from bus.address import tls_failure
+from bus.broker import check_port, free_port
+from bus.logs import wanted
+from bus.migration import TABLE
+from bus.mosquitto import find_mosquitto
+from bus.session import Session, taken_over
+from bus.setup import role_of
+from bus.store import Store
+from bus.users import add
+from configs import Settings
+from configs.budget import Budget
+from configs.source import SHIPPED
+from configs.tiers import GateRule
+from meetara import lab as lab_module
+from meetara import models
+from meetara.home import hold
+from meetara.lab import Lab, check
+from meetara.screens.train import parameters
+from meetara.supervise import Supervisor
+from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest
+from protocol.format import FORMAT, check_format
+from protocol.job import Empty, PlanRequest, Route
+from tests.conftest import PlainBroker
+
+AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
+ROW = json.dumps({"question": "Why?", "answer": "So."})
+
+
+class Ground(SimpleNamespace):
+    """What provocations stand on: `folder` (empty, of their own), `base` (a whole tiny base), `broker`, `patch`."""
+
+    folder: Path
+    base: Path
+    broker: PlainBroker
+    patch: Any
+
+
+def error_of(act: Callable[[], Any]) -> str:
+    """Return the text of the LabError that an act raises."""
+    try:
+        found = act()
+        if isinstance(found, Coroutine):
+            asyncio.run(found)
+    except LabError as error:
+        return str(error)
+    raise AssertionError("it raised nothing")
+
+
+def rows(ground: Ground, content: str | bytes, name: str = "sleep.jsonl") -> Path:
+    path = ground.folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def planned(ground: Ground, **changes: Any) -> str:
+    route = Route(
+        domain="sleep", category="health", tier="starter", base=str(changes.pop("base", ground.base)), voice="v", empathy="e",
+        quality_floor=101.0, safety_critical=False,
+    )  # fmt: skip
+    if "dataset" not in changes:
+        changes["dataset"] = str(rows(ground, "\n".join(json.dumps({"question": f"Why {n}?", "answer": f"So {n}."}) for n in range(60))))
+    request = PlanRequest(job="sleep-1", request=TrainRequest(domain="sleep", **changes), route=route)
+    return error_of(lambda: plan.plan(request, ground.folder))
+
+
+def routed(**fields: Any) -> str:
+    request = TrainRequest(dataset="file:///data/sleep.jsonl", **{"domain": "sleep", **fields})
+    return error_of(lambda: core.route(request, lab_configs.load(Settings.read())))
+
+
+def config(ground: Ground, name: str, text: str) -> str:
+    (ground.folder / name).write_text(text, encoding="utf-8")
+    return error_of(lambda: lab_configs.load(Settings.read(configs=ground.folder)))
+
+
+def taken_port(ground: Ground) -> str:
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", 0))
+        owner.listen()
+        return error_of(lambda: check_port(owner.getsockname()[1]))
+
+
+def home_in_use(ground: Ground) -> str:
+    def again() -> None:
+        with hold(ground.folder):
+            pass
+
+    with hold(ground.folder):
+        return error_of(again)
+
+
+async def connected(ground: Ground, **where: Any) -> None:
+    async with Lab(home=ground.folder, **where):
+        pass
+
+
+def no_users(ground: Ground) -> str:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise LabError(lab_module.Code.UNREACHABLE, "no broker answers: Not authorized.")
+
+    ground.patch.setattr(lab_module, "Client", refuse)
+    ground.patch.setattr(lab_module, "GATE_SECONDS", 0.0)
+    return error_of(lambda: connected(ground, port=1883))
+
+
+def wrong_login(ground: Ground) -> str:
+    ground.patch.setenv("MEETARA_BROKER_USER", "zoe")
+    return no_users(ground)
+
+
+async def silent(ground: Ground) -> None:
+    async with Client(ground.broker.address) as client:
+        await client.call("budget.report", Empty(), timeout=0.2)
+
+
+def speaks_no_tls(ground: Ground) -> str:
+    """Connect with TLS to something that answers in plain text."""
+
+    async def connect() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        bus_certs.make(ground.folder / "tls", hosts=["localhost"], now=datetime.now(UTC))
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            address = BrokerAddress("127.0.0.1", port, tls=True, ca=ground.folder / "tls" / "ca.pem")
+            async with Session.connect(address, "meetara-test", durable=False):
+                pass
+        finally:
+            server.close()
+
+    return error_of(connect)
+
+
+def foreign_certificate(ground: Ground) -> str:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = 20, "unable to get local issuer certificate"
+    error.reason = "CERTIFICATE_VERIFY_FAILED"
+    found = tls_failure(error, BrokerAddress("broker.example", 8883, tls=True))
+    assert found is not None
+    return str(found)
+
+
+def supervised(ground: Ground, **flags: Any) -> str:
+    settings = Settings.read(home=ground.folder, **flags)
+    return error_of(lambda: Supervisor(settings, port=0, tell=lambda _: None))
+
+
+def wrong_ca(ground: Ground) -> str:
+    path = ground.folder / "ca.pem"
+    path.write_text("no certificate")
+    return error_of(lambda: BrokerAddress("broker.example", 8883, tls=True, ca=path).tls_context())
+
+
+def lacks_host(ground: Ground) -> str:
+    folder = ground.folder / "tls"
+    bus_certs.make(folder, hosts=["a.example"], now=datetime.now(UTC))
+    return error_of(lambda: bus_certs.make(folder, hosts=["b.example"], now=datetime.now(UTC)))
+
+
+def conductor(ground: Ground) -> ConductorAgent:
+    return ConductorAgent(Wiring("conductor-1", ground.folder, ground.broker.address))
+
+
+def unknown_job(ground: Ground) -> str:
+    agent = conductor(ground)
+    try:
+        with agent.transaction() as tx:
+            return error_of(lambda: agent.known("sleep-9", tx))
+    finally:
+        agent.store.close()
+
+
+def conflict(ground: Ground) -> str:
+    agent = conductor(ground)
+    answers: list[str] = []
+    agent._inbox._answer_error = lambda incoming, identity, error, tx, out, named=None: answers.append(str(error))  # type: ignore[assignment,method-assign]
+    try:
+        for job in ("a", "b"):
+            asyncio.run(agent.handle_message(MCPMessage(id="sleep-1", type="job.get", data={"job": job})))
+    finally:
+        agent.store.close()
+    return answers[-1]
+
+
+def too_dear(ground: Ground) -> str:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    connection.executescript(LEDGER)
+    budget = Budget(
+        monthly_usd=50.0, weekly_usd=25.0, daily_usd=5.0, alert_percents=(50, 80), optimise_percent=80, freeze_percent=95
+    )
+    return error_of(lambda: Ledger(connection, budget).reserve("r", "sleep-1", 6_000_000, "local", "sleep", AT))
+
+
+def gate_missed(ground: Ground) -> str:
+    rules = {"quality_percent": GateRule(level="fail", threshold=101.0)}
+    error = verdict(judge({"quality_percent": Measured(99.4, "")}, rules))
+    final = JobSnapshot(
+        job="sleep-1", state=State.FAILED, stage=None, attempt=1, domain="sleep", tier="starter", profile="edge", cost_usd=0.0,
+        quality_percent=99.4, artefacts=[], gates=judge({"quality_percent": Measured(99.4, "")}, rules), reason=str(error), at=AT,
+    )  # fmt: skip
+    return error_of(lambda: check(final))
+
+
+def damaged(ground: Ground) -> str:
+    path = ground.folder / "agents" / "conductor-1.db"
+    Store(path).close()
+    path.write_bytes(b"x" * 4096)
+    return error_of(lambda: Store(path))
+
+
+def store_in_use(ground: Ground) -> str:
+    with Store(ground.folder / "agents" / "conductor-1.db"):
+        return error_of(lambda: Store(ground.folder / "agents" / "conductor-1.db"))
+
+
+def newer_store(ground: Ground) -> str:
+    path = ground.folder / "agents" / "conductor-1.db"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute(TABLE)
+        connection.execute("INSERT INTO versions VALUES ('bus', 9)")
+    connection.close()
+    return error_of(lambda: Store(path))
+
+
+def half_file(ground: Ground) -> str:
+    path = ground.folder / "model.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    return error_of(lambda: read_header(path))
+
+
+def no_template(ground: Ground) -> str:
+    base = ground.folder / "base"
+    shutil.copytree(ground.base, base)
+    (base / "chat_template.jinja").unlink()
+    return planned(ground, base=base)
+
+
+def no_space(ground: Ground) -> str:
+    ground.patch.setenv(machine.DISK_LIMIT, "1000000")
+    return planned(ground)
+
+
+def no_memory(ground: Ground) -> str:
+    ground.patch.setattr(machine, "memory_bytes", lambda: 1_000_000)
+    return planned(ground)
+
+
+def wrong_request(ground: Ground) -> str:
+    answer = make_plan(json.dumps({"job": "sleep-1"}), ground.folder)
+    return str(answer["error"]["message"])
+
+
+async def huge(ground: Ground) -> None:
+    async with Client(ground.broker.address) as client:
+        await client.call("train.submit", TrainRequest(domain="sleep", dataset="x", parameters={"x": "y" * 300_000}))
+
+
+def no_mosquitto(ground: Ground) -> str:
+    ground.patch.setattr("shutil.which", lambda *_, **__: None)
+    return error_of(lambda: find_mosquitto({}))
+
+
+def wrong_variable(ground: Ground) -> str:
+    ground.patch.setenv("MEETARA_PORT", "many")
+    return error_of(lambda: Settings.read(home=ground.folder))
+
+
+PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
+    "The port is taken": taken_port,
+    "The home is in use": home_in_use,
+    "Mosquitto is missing": no_mosquitto,
+    "MEETARA_MOSQUITTO is wrong": lambda ground: error_of(lambda: find_mosquitto({"MEETARA_MOSQUITTO": "/opt/mosquitto"})),
+    "An environment variable is wrong": wrong_variable,
+    "A value in configs is wrong": lambda ground: config(
+        ground, "budget_settings.json",
+        (SHIPPED / "budget_settings.json").read_text(encoding="utf-8").replace('"monthly_usd"', '"monthy_usd"'),
+    ),
+    "A file in configs is broken": lambda ground: config(ground, "lab.yaml", "lab: lab\n  port: 1883\n"),
+    "The folder of configs is missing": lambda ground: error_of(lambda: lab_configs.load(Settings.read(configs=ground.folder / "mine"))),
+    "The form of the logs is unknown": lambda ground: error_of(lambda: wanted({"MEETARA_LOG": "xml"})),
+    "No broker answers": lambda ground: error_of(lambda: connected(ground, port=free_port())),
+    "The lab is still starting": no_users,
+    "The login is refused": wrong_login,
+    "An agent does not answer": lambda ground: error_of(lambda: silent(ground)),
+    "No factory is online": lambda ground: str(offers.nobody_online(10.0)),
+    "Two agents have one name": lambda ground: str(taken_over("127.0.0.1:1883", "lab-router-1")),
+    "The port speaks no TLS": speaks_no_tls,
+    "The authority cannot be read": wrong_ca,
+    "The certificate lacks a host": lacks_host,
+    "The certificate is refused": foreign_certificate,
+    "There are no certificates": lambda ground: supervised(ground, listen="0.0.0.0:8883"),
+    "A lab on another broker cannot listen": lambda ground: supervised(ground, listen="0.0.0.0:8883", broker="broker.example"),
+    "A container's agent has no such name": lambda ground: error_of(lambda: role_of("worker")),
+    "A login cannot have this name": lambda ground: error_of(lambda: add(ground.folder, "my name", {})),
+    "The domain is unknown": lambda ground: routed(domain="slep"),
+    "The tier is unknown": lambda ground: routed(tier="golden"),
+    "A parameter is unknown": lambda ground: routed(parameters={"batch_sise": 2}),
+    "A parameter has the wrong type": lambda ground: routed(parameters={"batch_size": "many"}),
+    "A parameter is not name=value": lambda ground: error_of(lambda: parameters(["lora_r"])),
+    "A field is missing or unknown": wrong_request,
+    "The request is too large": lambda ground: error_of(lambda: huge(ground)),
+    "The id was used before": conflict,
+    "There is no such job": unknown_job,
+    "The data set is not there": lambda ground: error_of(lambda: dataset.read(str(ground.folder / "sleep.jsonl"))),
+    "The data set has a relative path": lambda ground: error_of(lambda: dataset.read("sleep.jsonl")),
+    "The data set has a Windows path": lambda ground: error_of(lambda: dataset.read("C:\\data\\sleep.jsonl")),
+    "The data set is a folder": lambda ground: error_of(lambda: dataset.read(str(ground.folder))),
+    "The data set is empty": lambda ground: error_of(lambda: dataset.read(str(rows(ground, "\n")))),
+    "The data set is not UTF-8": lambda ground: error_of(lambda: dataset.read(str(rows(ground, ROW.encode() + b"\n\xff\xfe")))),
+    "Rows cannot be used": lambda ground: error_of(lambda: dataset.read(str(rows(ground, f"{ROW}\n{{cut\n{ROW}\n")))),
+    "A row has an unknown form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, '{"text": "Sleep well."}\n')))),
+    "A data set is of no known form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, "Why? So.\n", "sleep.txt")))),
+    "There are too few rows": lambda ground: planned(ground, dataset=str(rows(ground, f"{ROW}\n"))),
+    "The base is not there": lambda ground: planned(ground, base=ground.folder / "my-model"),
+    "The base is in no cache": lambda ground: planned(ground, base="Qwen/Qwen3-0.6B-none"),
+    "The base has no chat template": no_template,
+    "The disk is too small": no_space,
+    "The memory is too small": no_memory,
+    "The budget does not hold the job": too_dear,
+    "A gate was missed": gate_missed,
+    "The store is in use": store_in_use,
+    "The store is damaged": damaged,
+    "The home is of a newer version": newer_store,
+    "A file is of a newer version": lambda ground: error_of(lambda: check_format({"format": FORMAT + 1}, ground.folder / "manifest.json")),
+    "The GGUF is not whole": half_file,
+    "There is no model to talk with": lambda ground: error_of(lambda: models.find("sleep", ground.folder)),
+    "The GGUF file is not there": lambda ground: error_of(lambda: models.find("sleep.gguf", ground.folder)),
+}  # fmt: skip
