@@ -187,23 +187,23 @@ class Connection(aiomqtt.Client):
         try:
             with buffered.together():
                 client.loop_write()
-            written = buffered.flush()
         except Exception as error:  # noqa: BLE001 - as aiomqtt: whatever it is, the connection is of no more use
             if not self._disconnected.done():
                 self._disconnected.set_exception(error)
             return
-        if not written and client.socket() is not None:  # the system's buffer is full
-            self._loop.add_writer(sock.fileno(), self._write_rest, sock)
+        if not self._flush(buffered) and client.socket() is not None:  # the system's buffer is full
+            self._loop.add_writer(sock.fileno(), self._write_rest, buffered)
 
-    def _write_rest(self, sock: Any) -> None:
-        assert self._socket is not None
+    def _write_rest(self, buffered: _BufferedSocket) -> None:
+        if self._flush(buffered):
+            self._loop.remove_writer(buffered.fileno())
+
+    def _flush(self, buffered: _BufferedSocket) -> bool:
         try:
-            if self._socket.flush():
-                self._loop.remove_writer(sock.fileno())
-        except OSError as error:
-            self._loop.remove_writer(sock.fileno())
-            if not self._disconnected.done():
-                self._disconnected.set_exception(error)
+            return buffered.flush()
+        except OSError:  # the other side is gone: paho closes the socket, which takes it off the loop, and tells aiomqtt
+            self._client._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+            return False
 
 
 def _fail(confirmed: asyncio.Future[None], error: Exception) -> None:

@@ -44,6 +44,19 @@ async def test_a_killed_broker_fails_what_was_not_acknowledged_and_what_is_waite
                 await waiting
 
 
+async def test_a_connection_that_cannot_be_written_to_ends_and_leaves_nothing_on_the_loop(broker: PlainBroker) -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(aiomqtt.MqttError):
+        async with Session.connect(broker.address, "a", durable=False) as session:
+            buffered = session._connection._socket
+            assert buffered is not None
+            number = buffered.fileno()
+            buffered._sock.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(5):
+                await session.publish("t", b"into the void")
+    assert buffered.fileno() == -1 and not loop.remove_reader(number) and not loop.remove_writer(number)
+
+
 async def test_small_packets_do_not_wait_for_the_acknowledgement_of_the_one_before(broker: PlainBroker) -> None:
     async with Session.connect(broker.address, "a", durable=False) as session:
         sock = session._connection._client.socket()
