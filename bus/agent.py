@@ -129,8 +129,12 @@ class BaseAgent:
         self._watchers.append((topic_filter, callback))
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Open a transaction; on leaving it is committed, its actions run, and what it sends is on its way."""
+    def transaction(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """Open a transaction; on leaving it is committed, its actions run, and what it sends is on its way.
+
+        Args:
+            durable: False for the sender's notes of what it has sent, see `Store.transaction`; they wake nobody.
+        """
         if self._open is not None:
             raise RuntimeError("a transaction is open already; pass it on instead of opening another")
         tx = Transaction(self.store, self.topics, self.agent, self.now(), trace.current())
@@ -138,7 +142,7 @@ class BaseAgent:
         step = self._clock_step(tx.now)
         self._open = tx
         try:
-            with self.store.transaction():
+            with self.store.transaction(durable=durable):
                 if step:
                     self._follow(step, tx)  # before anything is written at the new time: that must not be moved
                 yield tx
@@ -147,8 +151,9 @@ class BaseAgent:
             self._open = None
         self._apart += step
         self._sender.replies.extend(out.replies)
-        self._send.set()
-        self._wake.set()
+        if durable or step:
+            self._send.set()
+            self._wake.set()
         for action in tx._after:
             action()
 

@@ -51,6 +51,12 @@ class Publisher(Protocol):
         """Publish in the order of the calls; awaited, returns when the receiver has acknowledged."""
 
 
+class Opening(Protocol):
+    """Opens a transaction of the agent: at its clock, which follows the wall clock where that was set."""
+
+    def __call__(self, *, durable: bool = True) -> AbstractContextManager[Transaction]: ...
+
+
 class Sender:
     """What one agent has to send.
 
@@ -65,7 +71,7 @@ class Sender:
 
     def __init__(
         self, client: str, topics: Topics, store: Store, outbox: Outbox,
-        transaction: Callable[[], AbstractContextManager[Transaction]], now: Callable[[], datetime],
+        transaction: Opening, now: Callable[[], datetime],
     ) -> None:  # fmt: skip
         self.topics = topics
         self.store = store
@@ -88,7 +94,7 @@ class Sender:
         publications = [(row["number"], self._send_publication(session, row)) for row in self.store.publications(BATCH)]
         calls = [(row, self._send_call(session, row)) for row in self._due_calls(now)]
         published: int | None = None
-        sent: list[tuple[str, datetime]] = []
+        sent: list[tuple[str, float]] = []
         try:
             for (topic, _, _), reply in replies:
                 await self._confirm_reply(topic, reply)
@@ -98,14 +104,13 @@ class Sender:
                 published = number
             for row, call in calls:
                 await call
-                pause = min(REPEAT[0] * 2 ** row["attempts"], REPEAT[1])
-                sent.append((row["id"], now + timedelta(seconds=pause)))
+                sent.append((row["id"], min(REPEAT[0] * 2 ** row["attempts"], REPEAT[1])))
         finally:
             if published is not None or sent:
-                with self.store.transaction(durable=False):  # forgotten by a power cut, it is only sent once more
+                with self.transaction(durable=False) as tx:  # forgotten by a power cut, it is only sent once more
                     if published is not None:
                         self.store.published(published)
-                    self.store.sent(sent)
+                    self.store.sent([(identity, tx.now + timedelta(seconds=pause)) for identity, pause in sent])
         return bool(calls or self.replies) or len(publications) == BATCH
 
     def _due_calls(self, now: datetime) -> list[sqlite3.Row]:

@@ -39,8 +39,8 @@ def sender(tmp_path: Path) -> Iterator[Sender]:
     with Store(tmp_path / "a.db", synchronous="FULL") as store:
 
         @contextmanager
-        def transaction() -> Iterator[Transaction]:
-            with store.transaction():
+        def transaction(*, durable: bool = True) -> Iterator[Transaction]:
+            with store.transaction(durable=durable):
                 yield Transaction(store, TOPICS, "a", NOON)
 
         yield Sender("a", TOPICS, store, Outbox("conductor", {}), transaction, lambda: NOON)

@@ -231,6 +231,8 @@ class Invariants:
             for name, node in world.nodes.items():
                 if node.agent is None:
                     left.append(f"{name} does not run")
+                if node.connection is None or not node.connection.open:
+                    left.append(f"{name} is not on the bus")
                 for what, sql in (OPEN | OWN.get(name, {})).items():
                     rows = node.read(sql)
                     if rows:

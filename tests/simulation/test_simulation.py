@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.plan import Fault, Plan, Request
+from tests.simulation.plan import Fault, Mishap, Plan, Request
 from tests.simulation.search import search
 from tests.simulation.world import World
 
@@ -44,6 +44,15 @@ FOUND = {
     "broker lost its memory while the conductor was away": Plan(
         requests=(Request(), Request(plannable="no")),
         faults=(Fault(200, "broker_lost", lasts=3), Fault(200, "kill", "conductor", 15)),
+    ),
+    "a call sent between the clock's step and its notice": Plan(
+        seed=165167812, factories=2, slots=2,
+        requests=(Request(142, "publish"), Request(3, priority=2, mishaps=(Mishap("later", 1),)), Request(73)),
+        faults=(
+            Fault(117, "cut_down", "conductor", 10), Fault(132, "broker_lost"), Fault(417, "stall", "factory-3", 250),
+            Fault(161, "broker_lost"), Fault(19, "sleep", lasts=100), Fault(358, "full", "factory-3"),
+            Fault(261, "sleep", lasts=1), Fault(36, "clock_back", "router", 250),
+        ),
     ),
 }
 """Plans that once failed, as they were left by shrinking."""
