@@ -106,7 +106,7 @@ class JobLines:
     def _two_lines(self, job: JobSnapshot) -> list[RenderableType]:
         numbers = self._numbers(job)
         first = Table.grid(
-            Column(width=2), Column(no_wrap=True), Column(no_wrap=True), Column(ratio=1), Column(justify="right", no_wrap=True),
+            Column(width=1), Column(no_wrap=True), Column(no_wrap=True), Column(ratio=1), Column(justify="right", no_wrap=True),
             expand=True, padding=(0, 1, 0, 0),
         )  # fmt: skip
         first.add_row(self._mark(job), Text(show.shortened(job.job, 22), style="bold"), self._stage(job), self._bar(job), numbers["step"])
@@ -116,7 +116,7 @@ class JobLines:
         for name, unit in (("speed", " tok/s"), ("left", " left"), ("cost", "")):
             if numbers[name]:
                 facts.append(numbers[name].append(unit))
-        second = Text("   ").append_text(Text("  ").join(facts))
+        second = Text("  ").append_text(Text("  ").join(facts))
         second.no_wrap, second.overflow = True, "ellipsis"
         return [first, second]
 
