@@ -410,10 +410,10 @@ class Store:
 
     def shift(self, seconds: float) -> None:
         """Move everything that waits for a time by so many seconds (the wall clock was set), and what it is compared with."""
-        self.connection.execute("UPDATE inbox SET received_at = received_at + ?", (seconds,))
+        # also of calls that are open: a restart makes them wait again
+        self.connection.execute("UPDATE inbox SET received_at = received_at + ?, next_at = next_at + ?", (seconds, seconds))
         self.connection.execute("UPDATE timers SET due = due + ?", (seconds,))
         self.connection.execute("UPDATE outbox SET next_at = next_at + ?, deadline = deadline + ?", (seconds, seconds))
-        self.connection.execute("UPDATE inbox SET next_at = next_at + ? WHERE state = 'pending'", (seconds,))
 
     def hasten_timers(self, name: str, now: datetime) -> None:
         """Make all timers of a name due."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,13 @@ def test_a_wrong_statement_does_not_pass_by_itself(tmp_path: Path) -> None:
     with Store(tmp_path / "a.db") as store, pytest.raises(sqlite3.OperationalError) as caught:
         store.connection.execute("SELECT * FROM nowhere")
     assert not passing(caught.value) and not passing(ValueError())
+
+
+def test_a_call_that_is_made_to_wait_again_after_the_clock_was_set_back_waits_no_hour(tmp_path: Path) -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    with Store(tmp_path / "a.db") as store:
+        store.take_in("call", "digest", '{"type": "job.plan"}', 1, (None, None), noon)
+        store.mark("call", "open")
+        store.shift(-3600)
+        store.reopen(["job.plan"])
+        assert [row["id"] for row in store.pending(noon - timedelta(hours=1), 10)] == ["call"]

@@ -1,11 +1,14 @@
-"""What a simulated life is made of: who asks for what and when, and what goes wrong. Drawn by hypothesis, so that it shrinks.
+"""What a simulated life is made of: who asks for what and when, and what goes wrong.
 
-The seed decides what nobody would plan: delays of packets, which factory the broker chooses, how long a stage takes.
+A seed makes the plan, evenly, and then decides what nobody would plan: delays of packets, which factory the broker chooses, how
+long a stage takes. Hypothesis draws the seed and what is left out of its plan, so that a plan that fails shrinks; its own way of
+drawing lists and choices clusters, and found a tenth as much.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 from hypothesis import strategies as st
 
@@ -69,44 +72,76 @@ class Plan:
 
 
 TARGETED = ("kill", "stop", "pause", "cut_up", "cut_down", "lag", "clock_ahead", "clock_back", "locked", "full", "spilled")
-GLOBAL = ("broker_kept", "broker_lost", "broker_old", "sleep", "takeover")
+GLOBAL = ("broker_kept", "broker_lost", "broker_old", "sleep")
+KINDS = (*TARGETED, "kill", "kill", *GLOBAL, "takeover", "stall")
 
-_LASTS = st.sampled_from((1, 10, 30, 100, 250, 400, 700))
-_MISHAPS = st.builds(Mishap, kind=st.sampled_from(("crash", "never", "later", "other-worker")), stage=st.integers(0, 2))
-_REQUESTS = st.builds(
-    Request,
-    at=st.integers(0, 300),
-    how=st.sampled_from(("call", "call", "publish", "nameless")),
-    priority=st.integers(1, 3),
-    again=st.sampled_from((0, 0, 0, 1)),
-    conflict=st.sampled_from((False, False, False, True)),
-    cancel=st.none() | st.none() | st.integers(0, 400),
-    plannable=st.sampled_from(("yes", "yes", "yes", "yes", "yes", "yes", "no", "crash")),
-    mishaps=st.lists(_MISHAPS, max_size=3).map(tuple),
-)
-_FAULTS = st.one_of(
-    st.builds(
-        Fault, at=st.integers(0, 450), kind=st.sampled_from(TARGETED), target=st.sampled_from(PROCESSES), lasts=_LASTS,
-        moment=st.just("now"),
-    ),
-    st.builds(
-        Fault, at=st.integers(0, 450), kind=st.just("kill"), target=st.sampled_from(PROCESSES), lasts=_LASTS,
-        moment=st.sampled_from(MOMENTS),
-    ),
-    st.builds(Fault, at=st.integers(0, 450), kind=st.sampled_from(GLOBAL), target=st.sampled_from(PROCESSES), lasts=_LASTS),
-    st.builds(Fault, at=st.integers(0, 450), kind=st.just("stall"), target=st.sampled_from(FACTORIES), lasts=_LASTS),
-)  # fmt: skip
+LASTS = (1, 10, 30, 100, 250, 400, 700)
+MOST_FAULTS = 12
+MOST_REQUESTS = 3
 
 
-PLANS = st.builds(
-    Plan,
-    seed=st.integers(0, 2**32 - 1),
-    requests=st.lists(_REQUESTS, min_size=1, max_size=3).map(tuple),
-    faults=(st.lists(_FAULTS, max_size=6) | st.lists(_FAULTS, min_size=5, max_size=14)).map(tuple),
-    factories=st.integers(1, 3),
-    slots=st.integers(1, 2),
-    rough=st.booleans(),
-    start=st.sampled_from(("noon", "noon", "midnight", "month")),
-    affordable=st.sampled_from((9, 9, 2, 1)),
-)
+def drawn(seed: int) -> Plan:
+    """Return the plan of a seed: every kind of trouble as likely as the others."""
+    dice = Random(seed)
+    return Plan(
+        seed=seed,
+        requests=tuple(_request(dice) for _ in range(dice.randint(1, MOST_REQUESTS))),
+        faults=tuple(_fault(dice) for _ in range(dice.randint(0, MOST_FAULTS))),
+        factories=dice.randint(1, 3),
+        slots=dice.randint(1, 2),
+        rough=dice.random() < 0.5,
+        start=dice.choice(("noon", "noon", "midnight", "month")),
+        affordable=dice.choice((9, 9, 2, 1)),
+    )
+
+
+def _request(dice: Random) -> Request:
+    return Request(
+        at=dice.randint(0, 250),
+        how=dice.choice(("call", "call", "publish", "nameless")),
+        priority=dice.randint(1, 3),
+        again=dice.choice((0, 0, 0, 1)),
+        conflict=dice.random() < 0.25,
+        cancel=dice.choice((None, None, dice.randint(0, 400))),
+        plannable=dice.choice(("yes",) * 7 + ("no", "crash")),
+        mishaps=tuple(
+            Mishap(dice.choice(("crash", "never", "later", "other-worker")), dice.randint(0, 2))
+            for _ in range(dice.choice((0, 0, 0, 1, 2, 3)))
+        ),
+    )  # fmt: skip
+
+
+def _fault(dice: Random) -> Fault:
+    kind = dice.choice(KINDS)
+    return Fault(
+        at=dice.randint(0, 450),
+        kind=kind,
+        target="" if kind in GLOBAL else dice.choice(FACTORIES if kind == "stall" else PROCESSES),
+        lasts=dice.choice(LASTS),
+        moment=dice.choice(MOMENTS) if kind == "kill" else "now",
+    )
+
+
+@st.composite
+def _plans(draw: st.DrawFn) -> Plan:
+    """A seed's plan with something left out: shrinking leaves out more, and makes what stays plain."""
+
+    def kept() -> bool:
+        return draw(st.integers(0, 19)) > 0
+
+    plan = drawn(draw(st.integers(0, 2**64 - 1)))
+    requests = [
+        request if kept() else Request(at=request.at, plannable=request.plannable)
+        for request in plan.requests if kept()
+    ]  # fmt: skip
+    faults = tuple(fault for fault in plan.faults if kept())
+    plan = replace(plan, requests=tuple(requests) or (Request(),), faults=faults)
+    plain = Plan()
+    for name in ("seed", "factories", "slots", "rough", "start", "affordable"):
+        if not kept():
+            plan = replace(plan, **{name: getattr(plain, name)})
+    return plan
+
+
+PLANS = _plans()
 """Lives of labs, from quiet to terrible."""

@@ -54,6 +54,13 @@ FOUND = {
             Fault(261, "sleep", lasts=1), Fault(36, "clock_back", "router", 250),
         ),
     ),
+    "plan asked for before the clock was set back, and made by the next process": Plan(
+        requests=(Request(232),),
+        faults=(
+            Fault(264, "clock_back", "factory-1", 1), Fault(0, "kill", "router", 30, "acknowledged"),
+            Fault(2, "kill", "factory-1", 1, "acknowledged"),
+        ),
+    ),
 }
 """Plans that once failed, as they were left by shrinking."""
 
