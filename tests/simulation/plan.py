@@ -2,7 +2,7 @@
 
 A seed makes the plan, evenly, and then decides what nobody would plan: delays of packets, which factory the broker chooses, how
 long a stage takes. Hypothesis draws the seed and what is left out of its plan, so that a plan that fails shrinks; its own way of
-drawing lists and choices clusters, and found a tenth as much.
+drawing lists and choices clusters: 1,250 such lives missed what 250 even ones found twice.
 """
 
 from __future__ import annotations
