@@ -8,7 +8,7 @@ from tests.simulation.plan import Fault, Mishap, Plan, Request
 from tests.simulation.search import search
 from tests.simulation.world import World
 
-LIVES = 60
+LIVES = 120
 """Lives in the tests of every day; `make simulate` lives 10,000."""
 
 
