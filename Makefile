@@ -11,7 +11,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BENCH ?=
 FAULTS ?=
-LOAD ?=
+LOAD ?= --results docs/results/load.json
 SEEDS ?= 10000
 
 VENV := .venv
