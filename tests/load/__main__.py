@@ -1,6 +1,6 @@
 """Publish many requests at once and account for every one of them.
 
-    python -m tests.load [--jobs 200] [--slots 2] [--seed 1] [--results FILE.json]
+    python -m tests.load [--jobs 200] [--slots 2] [--seed 1] [--results FILE.json]   # and FILE.md
 
 Real processes, real training on a tiny random base. Exit code 1 when a job is lost, doubled, stuck or failed, or when
 one got a slot before another that should have had it.
@@ -30,6 +30,7 @@ from protocol import JobSnapshot
 from protocol.job import FINAL, EventsQuery, JobEvent, State
 from tests.integration.lab import SHORT, Ground, RunningLab, processes_of, running
 from tests.load.account import endings, overtaken, transitions
+from tests.load.page import page
 
 SAMPLE_S = 2.0
 """Between two looks at the agents' memory: a job takes several times as long."""
@@ -167,6 +168,7 @@ def main() -> int:
     print(json.dumps(found, indent=1, ensure_ascii=False))
     if options.results is not None:
         options.results.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        options.results.with_suffix(".md").write_text(page(found), encoding="utf-8")
     good = found["endings"] == {State.DONE.value: options.jobs} and not found["overtaken"]
     return 0 if good else 1
 

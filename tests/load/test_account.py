@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from protocol.job import JobEvent
 from tests.load.account import HOPS, endings, overtaken, transitions
+from tests.load.page import page
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -51,3 +52,15 @@ def test_transitions_are_those_of_the_first_way_to_a_slot() -> None:
     assert [(move.before, move.after, move.seconds) for move in transitions({"a": events})] == [
         ("submitted", "routed", 1), ("routed", "planned", 2),
     ]  # fmt: skip
+
+
+def test_the_page_tells_each_end_and_each_agent() -> None:
+    told = page({
+        "jobs": 2, "seed": 1, "slots": 1, "publish_s": 0.1, "total_s": 10.0, "jobs_per_hour": 720.0, "listed": 2, "at": "now",
+        "machine": "x", "endings": {"done": 1, "stuck": 1}, "overtaken": [("a", "b")],
+        "transitions": {"submitted → routed": {"p50_s": 0.1, "p99_s": 0.2, "max_s": 0.3}},
+        "slowest": {"job": "b", "from": "submitted", "to": "routed", "seconds": 0.3},
+        "memory_mb": {"router-1": {"idle": 50.0, "most": 52.0, "last": 51.0, "after_a_fifth": 50.5}},
+    })  # fmt: skip
+    assert "1 done, 1 stuck" in told and "| router-1 | 50.0 | 50.5 | 51.0 | 52.0 |" in told
+    assert "| submitted → routed | 0.10 | 0.20 | 0.30 |" in told
