@@ -114,9 +114,15 @@ class Client:
 
     def _dispatch(self, incoming: Incoming) -> None:
         if incoming.topic == self.topics.of("reply", client=self.name):
-            reply = Reply.parse(incoming.payload)
             correlation = (incoming.correlation or b"").decode("utf-8", "replace")
-            future = self._waiting.get(reply.id) or self._waiting.get(correlation)
+            future = self._waiting.get(correlation)
+            try:
+                reply = Reply.parse(incoming.payload)
+            except LabError as error:  # a reply that cannot be read is the answer to one call, not the connection's end
+                if future is not None and not future.done():
+                    future.set_exception(error)
+                return
+            future = self._waiting.get(reply.id) or future
             if future is not None and not future.done():
                 future.set_result(reply)
             return

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 
 from bus import trace
 from bus.store import Event, Store
-from protocol.envelope import MCPMessage, Reply
-from protocol.errors import LabError
+from protocol.envelope import MAX_BYTES, MCPMessage, Reply
+from protocol.errors import Code, LabError
 from protocol.ids import uuid7
 from protocol.topics import BY_NAME, Topics
 
@@ -114,7 +114,14 @@ class Transaction:
             answer = Reply(id=message_id, error=result.body())
         else:
             answer = Reply(id=message_id, result=result.model_dump(mode="json"))
-        self.store.mark(message_id, "done", answer.body().decode())
+        body = answer.body()
+        if len(body) > MAX_BYTES:  # nobody could read it, and the caller would wait for it until its deadline
+            error = LabError(
+                Code.TOO_LARGE, f"the answer has {len(body)} bytes, more than the limit of {MAX_BYTES}.",
+                advice="Ask for less at a time.", bytes=len(body), limit=MAX_BYTES,
+            )  # fmt: skip
+            body = Reply(id=message_id, error=error.body()).body()
+        self.store.mark(message_id, "done", body.decode())
         self._replies.append(message_id)
 
     def publish(self, topic: str, payload: BaseModel | None, **levels: str) -> None:

@@ -18,7 +18,7 @@ from bus import BrokerAddress, Client
 from meetara.home import locate
 from meetara.news import JOB_TOPICS, News, heard, news, parsed
 from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
-from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobQuery, Submitted
+from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobListQuery, JobQuery, Submitted
 from protocol.machine import Card, Presence
 from protocol.money import BudgetReport
 from protocol.voice import (
@@ -245,9 +245,14 @@ class Lab:
         return job
 
     async def jobs(self, *, timeout: float | None = None) -> list[JobSnapshot]:
-        """Return all jobs that the conductor knows."""
-        found: JobList = await self.client.call("job.list", Empty(), timeout=timeout)
-        return found.jobs
+        """Return all jobs that the conductor knows, newest first; `timeout` in seconds, for each page of them."""
+        found: list[JobSnapshot] = []
+        while True:
+            query = JobListQuery(before=found[-1].job if found else None)
+            page: JobList = await self.client.call("job.list", query, timeout=timeout)
+            found += page.jobs
+            if not page.more:
+                return found
 
     async def budget(self) -> BudgetReport:
         """Return the state of the ledger."""

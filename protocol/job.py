@@ -244,8 +244,17 @@ class JobQuery(Strict):
     job: str
 
 
+class JobListQuery(Strict):
+    """Which jobs? Without `before` the newest."""
+
+    before: str | None = Field(default=None, description="a job's id: those that were submitted before it")
+
+
 class JobList(Strict):
+    """As many jobs, newest first, as one message holds; without gates, samples and other lists."""
+
     jobs: list[JobSnapshot]
+    more: bool = Field(default=False, description="older ones follow: ask again with `before` the last of these")
 
 
 class EventsQuery(Strict):

@@ -53,7 +53,7 @@ MEANINGS = {
     "value": "what was measured; null: nothing was", "version": "of the lab", "voice": "a voice of voices.yaml",
     "voices": "all profiles", "volume": "0 to 200", "warnings": "what may go wrong", "words_per_minute": "rate of speech",
     "AudioPart.base64": "the bytes", "DeadLetter.base64": "the original is in base64, because it is no UTF-8",
-    "BudgetAlert.threshold": "percent of the limit that was crossed; 0: none", "JobList.jobs": "all that are known",
+    "BudgetAlert.threshold": "percent of the limit that was crossed; 0: none", "JobList.jobs": "the jobs, newest first",
     "Voice.domains": "which speak with it", "ProviderStatus.slots": "jobs at once on all of its machines",
     "Submitted.message": "what else there is to say", "Report.retry": "whether another attempt may help",
 }  # fmt: skip

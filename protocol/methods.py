@@ -40,7 +40,7 @@ TABLE: tuple[Method, ...] = (
     Method("route.text", "router", voice.TextQuery, voice.TextRoute, repeatable=True),
     Method("train.route", "conductor", job.RoutedRequest, job.Submitted, None),
     Method("job.get", "conductor", job.JobQuery, job.JobSnapshot, repeatable=True),
-    Method("job.list", "conductor", job.Empty, job.JobList, repeatable=True),
+    Method("job.list", "conductor", job.JobListQuery, job.JobList, repeatable=True),
     Method("job.events", "conductor", job.EventsQuery, job.JobEvents, repeatable=True),
     Method("job.cancel", "conductor", job.JobQuery, job.JobSnapshot),
     Method("job.report", "conductor", job.Report, job.Empty, None),

@@ -20,7 +20,7 @@ from agents.conductor.decide import (
 from agents.conductor.record import Fact, JobRecord
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
 from bus.redact import of_error
-from protocol.envelope import MCPMessage
+from protocol.envelope import MAX_BYTES, MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import Empty, JobEvent, JobEvents, JobList, JobSnapshot, Report, RoutedRequest, Submitted
 from protocol.machine import LeaseLost
@@ -37,6 +37,11 @@ CREATE TABLE cancels (job TEXT NOT NULL, call TEXT NOT NULL, PRIMARY KEY (job, c
 """
 
 
+LIST_BYTES = MAX_BYTES // 2
+"""Bytes of snapshots in one list: two hundred finished jobs have twice a message's limit. Half of it leaves room for the
+envelope, and for one more long reason."""
+
+
 class ConductorAgent(BaseAgent):
     """Coordinates jobs; the only one that says what state a job is in."""
 
@@ -49,7 +54,7 @@ class ConductorAgent(BaseAgent):
         self.message_handlers |= {
             "train.route": self.route,
             "job.get": self.get,
-            "job.list": self.list,
+            "job.list": self.page,
             "job.events": self.events,
             "job.cancel": self.cancel,
             "job.report": self.report,
@@ -92,9 +97,24 @@ class ConductorAgent(BaseAgent):
     def get(self, message: MCPMessage, tx: Transaction) -> JobSnapshot:
         return self.known(self.params(message).job, tx).snapshot()
 
-    def list(self, message: MCPMessage, tx: Transaction) -> JobList:
-        rows = tx.connection.execute("SELECT record FROM jobs ORDER BY submitted_at DESC LIMIT 200")
-        return JobList(jobs=[brief(JobRecord.model_validate_json(row["record"]).snapshot()) for row in rows])
+    def page(self, message: MCPMessage, tx: Transaction) -> JobList:
+        """Give a page of jobs, newest first."""
+        before = self.params(message).before
+        if before is not None:
+            self.known(before, tx)
+        rows = tx.connection.execute(
+            "SELECT record FROM jobs WHERE ? IS NULL OR rowid < (SELECT rowid FROM jobs WHERE job = ?) ORDER BY rowid DESC",
+            (before, before),
+        )
+        found: list[JobSnapshot] = []
+        size = 0
+        for row in rows:
+            snapshot = brief(JobRecord.model_validate_json(row["record"]).snapshot())
+            size += len(snapshot.model_dump_json().encode())
+            if found and size > LIST_BYTES:
+                return JobList(jobs=found, more=True)
+            found.append(snapshot)
+        return JobList(jobs=found)
 
     def events(self, message: MCPMessage, tx: Transaction) -> JobEvents:
         query = self.params(message)

@@ -15,7 +15,7 @@ import pytest
 
 from bus import DEFERRED, Answer, BaseAgent, BrokerAddress, Client, Deferred, Transaction, Wiring
 from bus.session import Incoming, Refused
-from protocol.envelope import MCPMessage
+from protocol.envelope import MAX_BYTES, MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import Empty, JobList, JobQuery, JobSnapshot, Submitted, TrainRequest
 from protocol.topics import Topics
@@ -227,6 +227,34 @@ async def test_a_deferred_call_is_answered_later_and_only_once(broker: PlainBrok
             tx.reply("later", JobList(jobs=[]))
         with pytest.raises(LabError, match="too dear"):
             await asking
+
+
+async def test_an_answer_that_is_too_large_is_an_error_at_once(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    agent.message_handlers["train.submit"] = lambda message, tx: Submitted(
+        job="x", state="routed", domain="d", tier="starter", base="b", message="x" * MAX_BYTES,  # type: ignore[arg-type]
+    )  # fmt: skip
+    async with running(agent), Client(broker.address) as client:
+        with pytest.raises(LabError, match=r"more than the limit of 262144\. Ask for less") as caught:
+            await client.call("train.submit", TrainRequest(domain="d", dataset="x"), timeout=20)
+        assert caught.value.code is Code.TOO_LARGE
+
+
+async def test_a_reply_that_cannot_be_read_is_that_calls_error_and_no_others(broker: PlainBroker, tmp_path: Path) -> None:
+    agent = Counter(wiring(broker, tmp_path, "router-1"))
+    agent.hold = True
+    async with running(agent), Client(broker.address) as client:
+        asking = asyncio.create_task(client.call("train.submit", TrainRequest(domain="d", dataset="x"), id="one", timeout=20))
+        other = asyncio.create_task(client.call("train.submit", TrainRequest(domain="e", dataset="x"), id="two", timeout=20))
+        while len(agent.calls) < 2:
+            await asyncio.sleep(0)
+        await client._publish(Topics().of("reply", client=client.name), b"noise", correlation=b"one")
+        with pytest.raises(LabError, match="not JSON"):
+            await asking
+        with agent.transaction() as tx:
+            tx.reply("two", LabError(Code.BUDGET, "too dear."))
+        with pytest.raises(LabError, match="too dear"):
+            await other
 
 
 async def test_a_deadline_that_the_broker_counts_holds_on_a_machine_with_another_clock(

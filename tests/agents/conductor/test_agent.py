@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.envelope import MCPMessage
+from protocol.envelope import MAX_BYTES, MCPMessage
 from protocol.errors import Code, LabError
-from protocol.job import Empty, JobQuery, Stage, State
+from protocol.job import Empty, JobListQuery, JobQuery, Stage, State
 from protocol.methods import METHODS
 from tests.agents.conductor.jobs import (
     DONE,
+    NOON,
     PLAN,
     QUOTE,
     REFUSAL,
@@ -156,13 +157,32 @@ def test_a_cancel_does_not_wait_longer_for_a_silent_factory_than_its_limit(job):
 def test_jobs_and_their_facts_can_be_asked_for(job):
     run(job)
     job.report(report(1, "done", **{**DONE, "results": {"loss": 1.5, "samples": ["long"]}}))
-    one, listed = job.ask("job.get", JobQuery(job="j1")), job.ask("job.list", Empty())
+    one, listed = job.ask("job.get", JobQuery(job="j1")), job.ask("job.list", JobListQuery())
     assert one is not None and listed is not None
     assert (one["result"]["state"], one["result"]["results"]["samples"]) == ("done", ["long"])
     (short,) = listed["result"]["jobs"]
     assert short["results"]["loss"] == 1.5 and "samples" not in short["results"]
     later = job.ask("job.events", METHODS["job.events"].params(job="j1", since=5))
     assert later is not None and [event["seq"] for event in later["result"]["events"]] == [6, 7, 8]
+
+
+def test_more_jobs_than_a_message_holds_come_in_pages_newest_first(job):
+    run(job)
+    long = job.record.model_copy(update={"results": {f"number_{n}": n / 7 for n in range(100)}, "reason": "ü" * 500})
+    with job.agent.transaction() as tx:
+        for number in range(200):
+            record = long.model_copy(update={"job": f"n{number:03}"})
+            row = (record.job, record.model_dump_json(), "", NOON.timestamp())  # all at the same time
+            tx.connection.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", row)
+    found: list[str] = []
+    more = True
+    while more:
+        reply = job.ask("job.list", JobListQuery(before=found[-1] if found else None))
+        assert reply is not None and len(json.dumps(reply, ensure_ascii=False).encode()) < MAX_BYTES
+        found += [one["job"] for one in reply["result"]["jobs"]]
+        more = reply["result"]["more"]
+    assert found == [f"n{number:03}" for number in reversed(range(200))] + ["j1"]
+    assert job.ask("job.list", JobListQuery(before="gone"))["error"]["code"] == Code.NOT_FOUND
 
 
 def test_a_broker_that_lost_its_memory_is_told_the_snapshots_again(job):
