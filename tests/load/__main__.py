@@ -44,7 +44,7 @@ def memory(home: Path) -> dict[str, int]:
     for process in processes_of(home):
         try:
             words = process.cmdline()
-            if "--agent" in words:
+            if "--agent" in words and "--home" in words:  # a job's process names its agent too, but no home
                 found[words[words.index("--agent") + 1]] = process.memory_info().rss
             elif words and "mosquitto" in words[0]:
                 found["broker"] = process.memory_info().rss

@@ -17,7 +17,7 @@ broker by one `mosquitto_pub` in {found["publish_s"]:.2f} s. Each trains a tiny 
 
 - Ends: {ends}. A job that ended twice, finished a stage twice, has a gap in its events, or did not end would be listed here.
 - A slot given to a job before one that should have been first (priority, then age; within a second of delay): {len(found["overtaken"])}.
-- `meetara jobs` lists {found["listed"]} of them in one message.
+- `meetara jobs` lists {found["listed"]} of them.
 - {found["total_s"]:,.0f} s in all, {found["jobs_per_hour"]:.0f} jobs an hour.
 - The slowest transition that only messages make: {slowest["from"]} → {slowest["to"]} of {slowest["job"]}, {slowest["seconds"]:.2f} s.
 
@@ -38,7 +38,8 @@ def _transitions(found: dict[str, Any]) -> Iterable[tuple[str, ...]]:
 
 def _memory(found: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     for agent, sizes in found["memory_mb"].items():
-        yield agent, *(f"{sizes[key]:.1f}" for key in ("idle", "after_a_fifth", "last", "most"))
+        named = (sizes[key] for key in ("idle", "after_a_fifth", "last", "most"))
+        yield agent, *("not measured" if size is None else f"{size:.1f}" for size in named)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
