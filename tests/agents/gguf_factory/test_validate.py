@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers.models.llama import LlamaForCausalLM
 
-from agents.gguf_factory import chat, convert, fidelity, footprint, llama, quantise, validate
+from agents.gguf_factory import chat, convert, fidelity, footprint, llama, measure, quantise, validate
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.job import Job, Stopped
 from configs import GATES
@@ -141,6 +141,14 @@ def test_a_missing_general_text_is_not_measured_rather_than_passed(exported: Job
     assert (gate.value, gate.ok) == (None, None) and "none.txt" in gate.detail
 
 
+def test_line_separators_within_an_answer_do_not_cut_the_row(exported: Job, tmp_path: Path) -> None:
+    job = exports.copy(exported, tmp_path)
+    turns = [{"role": "user", "content": "two\u2028lines?"}, {"role": "assistant", "content": "yes\x85\u2029both"}]
+    for name in ("train.jsonl", "held_out.jsonl"):
+        job.path("data", name).write_text(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+    assert validate.subject(job).held_out == [turns]
+
+
 def test_a_stop_ends_the_stage(exported: Job, tmp_path: Path, general: Path) -> None:
     job = exports.copy(exported, tmp_path)
     job.stop = lambda: True
@@ -151,11 +159,11 @@ def test_a_stop_ends_the_stage(exported: Job, tmp_path: Path, general: Path) -> 
 def test_the_sample_of_general_text_is_spread_over_all_documents(exported: Job) -> None:
     tokenizer = chat.load(exported.base)
     text = "\n<|doc|>\n".join(f"{word} " * 60 for word in ("alpha", "beta", "gamma", "delta", "omega", "zeta"))
-    windows = validate.spread(text, tokenizer, 32, most=200)
+    windows = measure.spread(text, tokenizer, 32, most=200)
     joined = tokenizer.decode([token for ids in windows for token in ids])
     assert sum(map(len, windows)) <= 200 and all(ids[0] == tokenizer.bos_token_id for ids in windows)
     assert sum(word in joined for word in ("alpha", "beta", "gamma", "delta", "omega", "zeta")) >= 5
-    assert validate.spread(text, tokenizer, 32, most=200) == windows
+    assert measure.spread(text, tokenizer, 32, most=200) == windows
 
 
 def test_private_memory_leaves_out_the_model_files_own_mapping() -> None:

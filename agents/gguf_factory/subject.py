@@ -1,0 +1,119 @@
+"""What the gates are measured on: a finished file, and whatever it is to be compared with. Knows no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import configs
+from agents.gguf_factory import chat, llama
+from agents.gguf_factory.chat import Sample
+from agents.gguf_factory.formats import Messages
+from agents.gguf_factory.gates import Measured
+from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.llama import Model
+
+GENERAL = configs.tiers.PROJECT / "data" / "general.txt"
+LENGTH = 1024  # most tokens of one conversation
+
+# Bounds of what is measured: they keep the stage under half a minute on two cores with 12 M parameters.
+ROWS, TOKENS = 80, 12_000  # held-out conversations and tokens for the perplexity of answers
+QUESTIONS = 40
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as llama.cpp opens it. The one place where the gates open the model under test and its peers."""
+
+    path: Path
+
+    def open(
+        self, *, n_ctx: int, cores: int, n_batch: int = 512, sequences: int = 1, exact: bool = False
+    ) -> AbstractContextManager[Model]:
+        """Load it for a measurement; `cores` are free for it, the other arguments are those of `llama.load`.
+
+        Raises:
+            LabError: TOOLCHAIN, llama.cpp does not take the file.
+        """
+        threads = llama.threads_for(self.path, cores)
+        return llama.load(self.path, n_ctx=n_ctx, n_batch=n_batch, sequences=sequences, threads=threads, exact=exact)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the product, which the gate `file_bytes` judges."""
+        return self.path.stat().st_size
+
+
+@dataclass
+class Subject:
+    """A finished file and what it is measured against. What is None or empty was not given.
+
+    Args:
+        product: the finished file.
+        tokenizer_folder: the base's or the merged model's folder, with which token ids and template must agree.
+        base: makes or finds the untouched base as an F16 file; called when a gate first needs it.
+        held_out: conversations that were never trained on.
+        train: conversations that were trained on.
+        exact: the tuned model in F16, before quantising.
+        network: loads the tuned model in torch; called when a gate first needs it.
+        kind: the quantisation that was asked for, such as Q4_K_M.
+        lesson: what the training measured against its twin on shuffled answers.
+        general: text for the forgetting gate, documents separated by a line `<|doc|>`.
+    """
+
+    product: ModelFile
+    tokenizer_folder: Path
+    base: Callable[[], ModelFile]
+    held_out: Sequence[Messages]
+    train: Sequence[Messages] = ()
+    exact: ModelFile | None = None
+    network: Callable[[], Any] | None = None
+    kind: str = ""
+    lesson: Measured = field(default_factory=lambda: Measured(None, "no training to ask"))
+    general: Path = GENERAL
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return chat.load(self.tokenizer_folder)
+
+    @cached_property
+    def length(self) -> int:
+        """Most tokens of one conversation: what the product was trained to read, at most LENGTH."""
+        values = read_header(self.product.path).values
+        return min(LENGTH, int(values[f"{values['general.architecture']}.context_length"]))
+
+    @property
+    def conversations(self) -> Sequence[Messages]:
+        """The held-out conversations that are measured."""
+        return self.held_out[:ROWS]
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The held-out conversations as token ids, together at most TOKENS."""
+        found: list[Sample] = []
+        tokens = 0
+        for messages in self.conversations:
+            for sample in chat.samples(self.tokenizer, messages, self.length):
+                if found and tokens + len(sample.ids) > TOKENS:
+                    return found
+                found.append(sample)
+                tokens += len(sample.ids)
+        return found
+
+    @cached_property
+    def questions(self) -> list[tuple[str, list[int]]]:
+        """The first question of each conversation, and the ids of its prompt."""
+        found = []
+        for messages in self.conversations[:QUESTIONS]:
+            first = next((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), len(messages))
+            if first == 0:
+                continue
+            text = chat.render(self.tokenizer, messages[:first], prompt=True)
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(ids) <= self.length // 2:
+                found.append((messages[first - 1]["content"], ids))
+        return found
