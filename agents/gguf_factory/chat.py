@@ -24,11 +24,17 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids of one conversation; `supervised[i]` is true where id i is to be learned."""
+    """Token ids of a conversation or a part of it; `supervised[i]` is true where id i is to be learned.
+
+    `truncated`: the last answer lost its end. `answers` is how many are learned. `continued`: what stands before
+    belongs to an earlier sample.
+    """
 
     ids: list[int]
     supervised: list[bool]
     truncated: bool = False
+    answers: int = 1
+    continued: bool = False
 
     @property
     def learnable(self) -> bool:
@@ -105,21 +111,69 @@ def encode(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[li
 def samples(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], length: int) -> list[Sample]:
     """Return a conversation as samples of at most `length` tokens, without those that teach nothing.
 
-    One sample, or one for each answer where the template rewrites earlier turns (Qwen3 drops earlier thinking). A
-    sample that is too long loses its end, and no false end is learned.
+    One sample where it fits. A longer conversation is cut between turns and goes on in a further sample, which begins
+    with the system turn and, where that fits, the exchange before as context that is not learned again. Only a single
+    exchange that is too long loses its end; no false end is learned. Where the template rewrites earlier turns (Qwen3
+    drops earlier thinking) each answer is a sample of its own, with as many of the turns before as fit.
 
     Raises:
         LabError: as `encode`, for a conversation with a single answer.
     """
-    answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    system = [turn for turn in messages[:1] if turn["role"] == "system"]
+    turns = messages[len(system) :]
+    answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+    starts = [0, *(index + 1 for index in answers[:-1])]
     try:
-        whole = [encode(tokenizer, messages)]
+        found = _windows(tokenizer, system, turns, starts, length)
     except LabError:
         if len(answers) == 1:
             raise
-        whole = [_last(tokenizer, messages[: index + 1]) for index in answers]
-    cut = [Sample(ids[:length], supervised[:length], len(ids) > length) for ids, supervised in whole]
-    return [sample for sample in cut if sample.learnable]
+        found = _one_by_one(tokenizer, system, turns, starts, answers, length)
+    return [sample for sample in found if sample.learnable]
+
+
+def _windows(
+    tokenizer: Tokenizer, system: Sequence[dict[str, str]], turns: Sequence[dict[str, str]], starts: list[int], length: int
+) -> list[Sample]:
+    found: list[Sample] = []
+    first = 0  # the exchange that is to be learned next
+    while first < len(starts):
+        for context in (1, 0) if first else (0,):
+            ids, supervised = encode(tokenizer, [*system, *turns[starts[first - context] :]])
+            if not first and len(ids) <= length:
+                return [Sample(ids, supervised, answers=len(starts))]
+            ends = [at for at, mark in enumerate(supervised, 1) if mark and supervised[at : at + 1] != [True]]
+            fitting = sum(end <= length for end in ends) - context
+            if fitting > 0:
+                break
+        if fitting <= 0:
+            found.append(Sample(ids[:length], supervised[:length], True, 1, first > 0))
+            first += 1
+            continue
+        learned_from = ends[0] if context else 0
+        end = ends[context + fitting - 1]
+        marks = [False] * learned_from + supervised[learned_from:end]
+        found.append(Sample(ids[:end], marks, False, fitting, first > 0))
+        first += fitting
+    return found
+
+
+def _one_by_one(
+    tokenizer: Tokenizer,
+    system: Sequence[dict[str, str]],
+    turns: Sequence[dict[str, str]],
+    starts: list[int],
+    answers: list[int],
+    length: int,
+) -> list[Sample]:
+    found = []
+    for number, answer in enumerate(answers):
+        for start in starts[: number + 1]:
+            ids, supervised = _last(tokenizer, [*system, *turns[start : answer + 1]])
+            if len(ids) <= length:
+                break
+        found.append(Sample(ids[:length], supervised[:length], len(ids) > length, 1, number > 0))
+    return found
 
 
 def _last(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:

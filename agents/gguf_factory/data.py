@@ -46,7 +46,7 @@ def source(request: TrainRequest) -> Source:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Samples of rows; `skipped` rows had a question that fills the whole length, `truncated` answers lost their end."""
+    """Samples of rows; `skipped` answers have a question that fills the whole length, so that they are not learned."""
 
     samples: list[chat.Sample]
     skipped: int
@@ -57,7 +57,13 @@ class Encoded:
 
     @property
     def truncated(self) -> int:
+        """Answers that lost their end."""
         return sum(sample.truncated for sample in self.samples)
+
+    @property
+    def continued(self) -> int:
+        """Samples that go on with a conversation that was too long for one."""
+        return sum(sample.continued for sample in self.samples)
 
 
 def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int) -> Encoded:
@@ -71,7 +77,7 @@ def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int) -> Encod
     for row in rows:
         found = chat.samples(tokenizer, row.messages, length)
         samples += found
-        skipped += not found
+        skipped += sum(turn["role"] == "assistant" for turn in row.messages) - sum(sample.answers for sample in found)
     return Encoded(samples, skipped)
 
 
@@ -159,6 +165,7 @@ def run(job: Job) -> StageResult:
             f"{prefix}tokens": encoded.tokens, f"{prefix}samples": len(encoded.samples),
             f"{prefix}packed_rows": packed.input_ids.shape[0], f"{prefix}fill": packed.fill,
             f"{prefix}truncated": encoded.truncated, f"{prefix}skipped": encoded.skipped,
+            f"{prefix}continued": encoded.continued,
             f"{prefix}supervised_tokens": sum(sum(sample.supervised) for sample in encoded.samples),
         }  # fmt: skip
     results["overlap"] = overlap(train, held_out)

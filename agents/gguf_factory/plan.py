@@ -241,7 +241,9 @@ def _warnings(source: data.Source, train: data.Encoded, held_out: data.Encoded) 
         if encoded.truncated:
             yield f"{encoded.truncated} {name} answers are longer than sequence_length and lose their end."
         if encoded.skipped:
-            yield f"{encoded.skipped} {name} rows have a question that fills sequence_length and were left out."
+            yield f"{encoded.skipped} {name} answers have a question that fills sequence_length and were left out."
+        if encoded.continued:
+            yield f"{encoded.continued} times a {name} conversation is cut between turns and goes on in a further sample."
 
 
 def run(job: Job) -> StageResult:

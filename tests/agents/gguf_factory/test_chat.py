@@ -36,11 +36,52 @@ def test_ids_are_those_of_the_whole_text_and_answers_are_marked_to_their_end(tok
 
 
 def test_a_cut_answer_learns_no_false_end(tokenizer: Any) -> None:
-    ids, supervised = chat.encode(tokenizer, TALK)
-    (sample,) = chat.samples(tokenizer, TALK, len(ids) - 2)
+    ids, supervised = chat.encode(tokenizer, TALK[:3])
+    (sample,) = chat.samples(tokenizer, TALK[:3], len(ids) - 2)
     assert sample.truncated and sample.ids == ids[:-2] and sample.supervised == supervised[:-2]
     assert sample.ids[-1] != tokenizer.eos_token_id
     assert chat.samples(tokenizer, TALK, 5) == []
+
+
+def learned(tokenizer: Any, sample: chat.Sample) -> str:
+    return str(tokenizer.decode([token for token, mark in zip(sample.ids, sample.supervised, strict=True) if mark]))
+
+
+def conversation(exchanges: int) -> list[dict[str, str]]:
+    return [TALK[0]] + [
+        turn for n in range(exchanges)
+        for turn in ({"role": "user", "content": f"Ask {n}?"}, {"role": "assistant", "content": f"Say {n}."})
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [30, 40, 50, 64, 90, 128])
+def test_a_long_conversation_is_cut_between_turns_and_each_answer_is_learned_once(tokenizer: Any, length: int) -> None:
+    talk = conversation(9)
+    found = chat.samples(tokenizer, talk, length)
+    texts = [tokenizer.decode(sample.ids) for sample in found]
+    assert "".join(learned(tokenizer, sample) for sample in found) == "".join(f"Say {n}.<|end|>" for n in range(9))
+    assert all(len(sample.ids) <= length and sample.ids[-1] == tokenizer.eos_token_id for sample in found)
+    assert all("Be brief." in text for text in texts), "each part begins with the system turn"
+    assert sum(sample.answers for sample in found) == 9 and not any(sample.truncated for sample in found)
+    assert [sample.continued for sample in found] == [False] + [True] * (len(found) - 1)
+
+
+def test_a_part_has_the_exchange_before_as_context_where_that_fits(tokenizer: Any) -> None:
+    first, second, *_ = chat.samples(tokenizer, conversation(9), 64)
+    last = learned(tokenizer, first).split("<|end|>")[-2]
+    assert last in tokenizer.decode(second.ids) and last not in learned(tokenizer, second)
+    whole, _ = chat.encode(tokenizer, conversation(9))
+    assert first.ids == whole[: len(first.ids)]
+
+
+def test_only_the_exchange_that_is_too_long_loses_its_end(tokenizer: Any) -> None:
+    talk = [*conversation(2), {"role": "user", "content": "Long?"}, {"role": "assistant", "content": "word " * 99}, *conversation(1)[1:]]
+    found = chat.samples(tokenizer, talk, 60)
+    assert [sample.truncated for sample in found] == [False, True, False]
+    assert [sample.answers for sample in found] == [2, 1, 1]
+    assert learned(tokenizer, found[1]).startswith("word word") and found[1].ids[-1] != tokenizer.eos_token_id
+    full = [*conversation(1), {"role": "user", "content": "word " * 99}, {"role": "assistant", "content": "No room."}]
+    assert sum(sample.answers for sample in chat.samples(tokenizer, full, 60)) == 1, "the other is not learned, and counted"
 
 
 def test_the_light_tokenizer_agrees_on_all_rows_of_the_projects_data(tokenizer: Any, tmp_path: Path) -> None:
@@ -76,6 +117,14 @@ def test_a_template_that_rewrites_history_gives_one_sample_per_answer() -> None:
     with pytest.raises(LabError) as caught:
         chat.encode(Rewriting(), TALK[1:])
     assert caught.value.code == Code.BAD_DATA and caught.value.data["field"] == "base"
+
+
+def test_a_template_that_rewrites_history_leaves_out_the_oldest_turns_first() -> None:
+    talk = conversation(4)[1:]
+    found = chat.samples(Rewriting(), talk, 45)
+    texts = ["".join(map(chr, sample.ids)) for sample in found]
+    assert [text.startswith("U:Ask ") and "<t>Say " in text and len(text) <= 45 for text in texts] == [True] * 4
+    assert texts[3].startswith("U:Ask 2?$\nA:Say 2.$\nU:Ask 3?$") and not any(sample.truncated for sample in found)
 
 
 def test_a_template_without_eos_is_refused() -> None:
