@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from starter.corpus import ROWS_PER_DOMAIN, WITHHELD_DOMAINS
+from starter.corpus import OVERLAP, ROWS_PER_DOMAIN, WITHHELD_DOMAINS
 from starter.model import Llama, Shape
 from starter.pretrain import bits_per_byte, held_out, load
 
@@ -85,25 +86,26 @@ def picture(curve: list[dict[str, float]]) -> str:
     )
 
 
-def card(model: Llama, meta: dict[str, object], values: dict[str, float], mix: dict[str, int]) -> str:
+def card(model: Llama, meta: dict[str, Any], values: dict[str, float], mix: dict[str, int]) -> str:
     """Return the model card."""
     shape = model.shape
     total = sum(mix.values())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = "\n".join(f"| {part} | {value:.3f} |" for part, value in values.items())
+    seen = meta["text"] + meta["chat"]
+    rounds = meta["text"] / (total - mix["chat"])
     sources = "\n".join(f"| {part} | {100 * count / total:.1f} % | {SOURCES[part]} |" for part, count in mix.items())
     return f"""---
 license: cc-by-sa-4.0
 language: en
 pipeline_tag: text-generation
 ---
-# Starter base, first version
+# Starter base
 
 A Llama of {parameters:,} weights ({shape.layers} layers, width {shape.width}, {shape.heads}/{shape.kv_heads} heads,
 vocabulary {shape.vocabulary}), small enough that a merged Q4_K_M file stays below 8.3 MB. It is a base for narrow
-fine-tuned helpers, not an assistant: it has seen {meta["tokens"]:,} tokens, a fraction of one pass over its corpus,
-because this version was trained on two shared cores. It writes English with the right form and
-little sense, and knows the chat markers and where a turn ends.
+fine-tuned helpers, not an assistant: it has seen {seen:,} tokens, {rounds:.2f} rounds of its corpus. It knows the chat
+markers and where a turn ends, and very little of the world.
 
 ## Measured
 
@@ -126,9 +128,11 @@ The curve is measured on a fixed part of the same documents; its values are in [
 Instruction rows: at most {ROWS_PER_DOMAIN} of each domain; left out for their licences: {", ".join(sorted(WITHHELD_DOMAINS))}, and
 the recipes of the pre-training text.
 
-Muon on the matrices, Adam on the rest, sequences of 512 tokens, 4,096 tokens a step, constant rate and then a linear
-decay; the depth grew from 5 to {shape.layers} layers on the way. The scripts are in `starter/`; the run is a function of
-its seed and data.
+An answer that shares {OVERLAP} words in a row with an answer of the domains' evaluation files is left out too.
+
+Muon on the matrices, Adam on the rest, constant rate and then a linear decay; no token sees another document; it began
+with {(meta["from"] and "the weights of the version before, which had seen 3.4 M tokens") or "random weights"}. The scripts
+are in `starter/`; the run is a function of its seed and data.
 
 ## Chat template
 
@@ -150,7 +154,7 @@ def main() -> None:
     model = read_model(options.model)
     with torch.no_grad():
         values = by_part(model, options.data, options.model / "tokenizer.model")
-    curve: list[dict[str, float]] = meta["curve"]  # type: ignore[assignment]
+    curve: list[dict[str, float]] = meta["curve"]
     (options.model / "README.md").write_text(card(model, meta, values, mix), encoding="utf-8")
     (options.model / "curve.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
     (options.model / "curve.svg").write_text(picture(curve), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Read the pre-training text and the instruction rows, and write them as one shuffled token file.
+"""Read the pre-training text and the instruction rows, and write them as token files.
 
 Knows which parts of the corpus shipped weights may be trained on; does not know the network.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,12 @@ import zstandard
 DOCUMENT = "<|doc|>"
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 
-# Share of each part's documents that goes into the file. howto_recipes is not here: its licence column says that
-# shipped weights may not be trained on it. The old prose and the slot-filling dialogues are thinned, because a run
-# on two cores sees a few million tokens and should see all kinds of text in them.
-MIX = {
-    "encyclopedic_wikipedia_passages": 1.0,
-    "textbooks_openstax": 1.0,
-    "health_medquad": 0.6,
-    "tech_owasp_tldr": 0.8,
-    "speeches_us_presidents": 0.5,
-    "dialogue_sgd_taskmaster": 0.25,
-    "stories_classic_books": 0.2,
-}
+# The permissive parts, all of them. howto_recipes is not here: its licence column says that shipped weights may not be
+# trained on it.
+PARTS = (
+    "encyclopedic_wikipedia_passages", "textbooks_openstax", "health_medquad", "tech_owasp_tldr",
+    "speeches_us_presidents", "dialogue_sgd_taskmaster", "stories_classic_books",
+)  # fmt: skip
 
 # Domains whose rows may not shape shipped weights (data README, licence column), and the six user-defined ones.
 WITHHELD_DOMAINS = {
@@ -37,6 +32,7 @@ WITHHELD_DOMAINS = {
     "cooking",
 }
 ROWS_PER_DOMAIN = 600  # so that the largest domains do not drown the small ones in the instruction share
+OVERLAP = 13  # words in a row that two texts share by copying, hardly by chance; the data's own rule
 ANSWER_CHARACTERS = (24, 900)  # shorter answers teach nothing but the marker, longer ones fill the context
 
 
@@ -53,15 +49,29 @@ def documents(folder: Path, part: str) -> Iterator[str]:
             yield stripped
 
 
-def sample(folder: Path, part: str, share: float, seed: int) -> list[str]:
-    """Return a seeded share (0..1) of a part's documents."""
-    chosen = list(documents(folder, part))
-    random.Random(f"{seed}:{part}").shuffle(chosen)
-    return chosen[: max(1, round(share * len(chosen)))]
+def runs(text: str) -> set[str]:
+    """Return all runs of OVERLAP words of a text, case and punctuation folded."""
+    words = re.sub(r"[\W_]+", " ", text.casefold()).split()
+    return {" ".join(words[i : i + OVERLAP]) for i in range(len(words) - OVERLAP + 1)}
 
 
-def chat_rows(folder: Path, seed: int) -> list[list[tuple[str, str]]]:
-    """Return instruction rows of the permissive domains as lists of (marker, text) turns."""
+def evaluated(folder: Path) -> set[str]:
+    """Return all runs of words in the answers that finished models are evaluated on."""
+    found: set[str] = set()
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            found |= runs(json.loads(line)["output"])
+    return found
+
+
+def chat_rows(folder: Path, seed: int, avoid: Set[str] = frozenset()) -> list[list[tuple[str, str]]]:
+    """Return instruction rows of the permissive domains as lists of (marker, text) turns.
+
+    Args:
+        folder: the domains' training files.
+        seed: of the choice where a domain has more rows than it may give.
+        avoid: runs of words that no answer may share.
+    """
     rows: list[list[tuple[str, str]]] = []
     for path in sorted(folder.glob("*.jsonl")):
         if path.stem in WITHHELD_DOMAINS:
@@ -70,7 +80,7 @@ def chat_rows(folder: Path, seed: int) -> list[list[tuple[str, str]]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             answer = row["output"].strip()
-            if ANSWER_CHARACTERS[0] <= len(answer) <= ANSWER_CHARACTERS[1]:
+            if ANSWER_CHARACTERS[0] <= len(answer) <= ANSWER_CHARACTERS[1] and avoid.isdisjoint(runs(answer)):
                 question = row["instruction"].strip()
                 if row["input"]:
                     question = f"{row['input'].strip()}\n{question}"
@@ -80,28 +90,66 @@ def chat_rows(folder: Path, seed: int) -> list[list[tuple[str, str]]]:
     return rows
 
 
-def encode(tokenizer: sentencepiece.SentencePieceProcessor, pretrain: Path, domains: Path, seed: int) -> dict[str, object]:
-    """Tokenise everything; returns the shuffled tokens and what they are made of.
+def encode(
+    tokenizer: sentencepiece.SentencePieceProcessor, data: Path, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Tokenise everything; returns the tokens of the text and of the chat rows, and how many each part has.
 
     Each document starts with BOS. A chat row is BOS, then marker, text and END for each turn, exactly as the chat
     template renders it.
     """
     bos = tokenizer.bos_id()
     marker = {name: tokenizer.piece_to_id(name) for name in (SYSTEM, USER, ASSISTANT, END)}
-    pieces: list[np.ndarray] = []
+    text: list[np.ndarray] = []
     counts: dict[str, int] = {}
-    for part, share in MIX.items():
-        for ids in tokenizer.encode(sample(pretrain, part, share, seed), num_threads=2):
-            pieces.append(np.array([bos, *ids], dtype=np.uint16))
-            counts[part] = counts.get(part, 0) + len(ids) + 1
-    for turns in chat_rows(domains, seed):
+    for part in PARTS:
+        of_part = [np.array([bos, *ids], np.uint16) for ids in tokenizer.encode([*documents(data / "general/pretrain", part)], num_threads=2)]
+        counts[part] = sum(map(len, of_part))
+        text += of_part
+    chat: list[np.ndarray] = []
+    for turns in chat_rows(data / "domains", seed, evaluated(data / "domains_heldout")):
         ids = [bos]
-        for role, text in turns:
-            ids += [marker[role], *tokenizer.encode(text), marker[END]]
-        pieces.append(np.array(ids, dtype=np.uint16))
-        counts["chat"] = counts.get("chat", 0) + len(ids)
-    random.Random(seed).shuffle(pieces)
-    return {"tokens": np.concatenate(pieces), "counts": counts}
+        for role, words in turns:
+            ids += [marker[role], *tokenizer.encode(words), marker[END]]
+        chat.append(np.array(ids, np.uint16))
+    counts["chat"] = sum(map(len, chat))
+    return {"text": np.concatenate(text), "chat": np.concatenate(chat)}, counts
+
+
+class Stream:
+    """Endless tokens of a file's documents, in another order each time around.
+
+    A place in it is a number of tokens, so a run can go on from a place with rows of another length.
+
+    Args:
+        tokens: ids of the documents, each of which begins with `bos`.
+        bos: the id that begins a document.
+        seed: of the orders.
+    """
+
+    def __init__(self, tokens: np.ndarray, bos: int, seed: int) -> None:
+        self.tokens, self.seed = tokens, seed
+        self.edges = np.append(np.flatnonzero(tokens == bos), len(tokens))
+        self.round = -1
+        self.ordered = tokens
+
+    def take(self, place: int, count: int) -> np.ndarray:
+        """Return `count` tokens from a place on, and the one after them."""
+        parts, missing = [], count + 1
+        while missing:
+            round_, at = divmod(place, len(self.tokens))
+            part = self.order(round_)[at : at + missing]
+            parts.append(part)
+            place, missing = place + len(part), missing - len(part)
+        return np.concatenate(parts)
+
+    def order(self, number: int) -> np.ndarray:
+        """Return all tokens in the order of one round."""
+        if number != self.round:
+            chosen = np.random.default_rng((self.seed, number)).permutation(len(self.edges) - 1)
+            self.ordered = np.concatenate([self.tokens[self.edges[i] : self.edges[i + 1]] for i in chosen])
+            self.round = number
+        return self.ordered
 
 
 def main() -> None:
@@ -112,11 +160,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(options.tokenizer))
-    encoded = encode(tokenizer, options.data / "general/pretrain", options.data / "domains", options.seed)
+    tokens, counts = encode(tokenizer, options.data, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    np.save(options.out / "tokens.npy", np.asarray(encoded["tokens"]))
-    (options.out / "corpus.json").write_text(json.dumps({"seed": options.seed, "tokens": encoded["counts"]}, indent=1))
-    print(json.dumps(encoded["counts"], indent=1))
+    for name, ids in tokens.items():
+        np.save(options.out / f"{name}.npy", ids)
+    (options.out / "corpus.json").write_text(json.dumps({"seed": options.seed, "tokens": counts}, indent=1))
+    print(json.dumps(counts, indent=1))
 
 
 if __name__ == "__main__":

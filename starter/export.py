@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from starter.corpus import ASSISTANT, END, USER
-from starter.model import Llama
+from starter.model import Llama, Samples
 from starter.pretrain import load
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
@@ -61,9 +61,9 @@ def config(model: Llama, end: int) -> LlamaConfig:
 @torch.no_grad()
 def difference(ours: Llama, theirs: LlamaForCausalLM, tokens: list[int]) -> float:
     """Return the largest absolute difference of both networks' logits on a text."""
-    row = torch.tensor([tokens])
-    logits: Tensor = ours.hidden(row) @ ours.model.embed_tokens.weight.t()
-    return float((logits - theirs(input_ids=row).logits).abs().max())
+    row = torch.tensor(tokens)
+    logits: Tensor = ours.hidden(row, Samples(row, tokens[0], len(row))) @ ours.model.embed_tokens.weight.t()
+    return float((logits - theirs(input_ids=row[None]).logits[0]).abs().max())
 
 
 def export(run: Path, out: Path, tokenizer: Path) -> Exported:

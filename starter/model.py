@@ -6,7 +6,9 @@ files, optimisers or data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,50 @@ class Shape:
         return asdict(self)
 
 
+class Samples:
+    """Where documents begin in a flat row of tokens, so that no token sees another document.
+
+    Args:
+        tokens: ids [n] of whole and cut documents one after the other, each of which begins with `bos`.
+        length: most tokens that may see each other; a longer document is cut.
+        seams: further places where something else begins.
+    """
+
+    def __init__(self, tokens: Tensor, bos: int, length: int, seams: Iterable[int] = ()) -> None:
+        begins = {0, *seams, *torch.nonzero(tokens == bos).flatten().tolist()}
+        edges = [*sorted(begins), len(tokens)]
+        self.parts = [
+            (start, min(start + length, end))
+            for first, end in pairwise(edges)
+            for start in range(first, end, length)
+        ]  # fmt: skip
+        self.length = max(end - start for start, end in self.parts)
+        self.positions = torch.cat([torch.arange(end - start) for start, end in self.parts]).to(tokens.device)
+        number = torch.tensor([index for index, part in enumerate(self.parts) for _ in range(*part)])
+        self.places = (number * self.length).to(tokens.device) + self.positions
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return causal attention [n, heads, size] of q, k, v of that shape, within each part alone."""
+        if q.device.type == "cpu":  # a call a part computes nothing in vain; on a GPU the calls themselves cost too much
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+            seen = [
+                F.scaled_dot_product_attention(q[:, :, part], k[:, :, part], v[:, :, part], is_causal=True)
+                for part in (slice(*edges) for edges in self.parts)
+            ]
+            return torch.cat(seen, 2)[0].transpose(0, 1)
+        return self.attend_padded(q, k, v)
+
+    def attend_padded(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Do the same in one call, as a GPU likes it."""
+        q, k, v = self.padded(q), self.padded(k), self.padded(v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)[self.places]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Lay [n, heads, size] out as [parts, heads, length, size]; what follows a part is never seen, as it is later."""
+        room = x.new_zeros(len(self.parts) * self.length, *x.shape[1:])
+        return room.index_copy(0, self.places, x).unflatten(0, (-1, self.length)).transpose(1, 2)
+
+
 class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -45,17 +91,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.width, kv, bias=False)
         self.o_proj = nn.Linear(shape.width, shape.width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, width = x.shape
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, samples: Samples) -> Tensor:
         size = self.shape.head_width
-        q = self.q_proj(x).view(batch, length, -1, size).transpose(1, 2)
-        k = self.k_proj(x).view(batch, length, -1, size).transpose(1, 2)
-        v = self.v_proj(x).view(batch, length, -1, size).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = rotate(self.q_proj(x).view(len(x), -1, size), cos, sin)
+        k = rotate(self.k_proj(x).view(len(x), -1, size), cos, sin)
+        v = self.v_proj(x).view(len(x), -1, size)
         repeat = self.shape.heads // self.shape.kv_heads
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, width))
+        return self.o_proj(samples.attend(q, k, v).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -77,8 +120,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, samples: Samples) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, samples)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -110,24 +153,24 @@ class Llama(nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Map token ids [batch, length] to normalised hidden states [batch, length, width]."""
+    def hidden(self, tokens: Tensor, samples: Samples) -> Tensor:
+        """Map token ids [n] to normalised hidden states [n, width]."""
         x = self.model.embed_tokens(tokens)
-        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        cos, sin = self.cos[samples.positions], self.sin[samples.positions]
         for block in self.model.layers:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, samples)
         return self.model.norm(x)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of targets [batch, length] after tokens [batch, length]."""
-        hidden = self.hidden(tokens).flatten(0, 1)
-        return ChunkedCrossEntropy.apply(hidden, self.model.embed_tokens.weight, targets.flatten())
+    def loss(self, tokens: Tensor, targets: Tensor, samples: Samples) -> Tensor:
+        """Mean cross-entropy in nats of targets [n] after tokens [n]."""
+        hidden = self.hidden(tokens, samples)
+        return ChunkedCrossEntropy.apply(hidden, self.model.embed_tokens.weight, targets)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split order of transformers' Llama."""
+    """Rotary position embedding of x [n, heads, size] in the half-split order of transformers' Llama."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -140,20 +183,24 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
-        total = hidden.new_zeros(())
+        device = hidden.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
         rows = hidden.shape[0]
+        matrix = weight.to(low)
         for start in range(0, rows, ChunkedCrossEntropy.CHUNK):
-            part = slice(start, start + ChunkedCrossEntropy.CHUNK)
-            logits = hidden[part] @ weight.t()
+            part = hidden[start : start + ChunkedCrossEntropy.CHUNK].to(low)
+            logits = (part @ matrix.t()).float()
             normaliser = logits.logsumexp(-1, keepdim=True)
-            index = targets[part].unsqueeze(1)
+            index = targets[start : start + ChunkedCrossEntropy.CHUNK].unsqueeze(1)
             total += (normaliser - logits.gather(1, index)).sum()
             if ctx.needs_input_grad[0]:
                 logits.sub_(normaliser).exp_().scatter_add_(1, index, logits.new_full(index.shape, -1.0))
-                grad_hidden[part] = logits @ weight
-                grad_weight.addmm_(logits.t(), hidden[part])
+                slope = logits.to(low)
+                grad_hidden[start : start + ChunkedCrossEntropy.CHUNK] = slope @ matrix
+                grad_weight += slope.t() @ part
         ctx.save_for_backward(grad_hidden.div_(rows), grad_weight.div_(rows))
         return total / rows
 

@@ -1,11 +1,11 @@
 """Pre-train the starter base: Muon for the matrices, Adam for the rest, constant rate then a linear decay.
 
-The run is a function of its options: killed at any moment and started again it goes on from the last checkpoint and
-reaches the same weights. SIGTERM and SIGINT checkpoint first. Give `--decay N` to end: the rate falls to zero
-over the next N steps, then the run exports itself (start with the same folder).
+    python -m starter.pretrain --data ../shared/data --run starter/run
 
-The depth can grow once (`--grow-at`): a shallow network learns the frequent facts of the language at twice the speed,
-and new blocks start as the identity, so nothing is lost when they come.
+The run is a function of its options: killed at any moment and started again it goes on from the last checkpoint and
+reaches the same weights (on the CPU, bit by bit). SIGTERM and SIGINT checkpoint first. `--decay N` ends the run: the
+rate falls to zero over the next N steps, in which a larger share of the rows are conversations. On a GPU the same
+command computes in bf16; give it `--batch 64 --length 1024`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import math
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from starter.model import Llama, Shape
+from starter.corpus import Stream
+from starter.model import Llama, Samples, Shape
 
+BOS = 1  # of the tokenizer, as starter.tokenizer trains it
 MUON_RATE = 0.02  # the rate of Muon's reference implementation; per-matrix update has RMS-norm 1 before it
 ADAM_RATE = 0.003
 MOMENTUM = 0.95
@@ -80,28 +83,7 @@ class Optimiser:
             parameter.grad = None
 
 
-def grow(model: Llama, optimiser: Optimiser, layers: int, seed: int) -> tuple[Llama, Optimiser]:
-    """Return the model with more layers: old blocks spread evenly, the new ones identities."""
-    shape = Shape(**{**model.shape.as_dict(), "layers": layers})  # type: ignore[arg-type]
-    deeper = Llama(shape, seed + 1)
-    old = model.shape.layers
-    place = {layer: round(layer * (layers - 1) / (old - 1)) for layer in range(old)}
-
-    def rename(name: str) -> str:
-        parts = name.split(".")
-        if "layers" in parts:
-            at = parts.index("layers") + 1
-            parts[at] = str(place[int(parts[at])])
-        return ".".join(parts)
-
-    missing = deeper.load_state_dict({rename(k): v for k, v in model.state_dict().items()}, strict=False)
-    assert not missing.unexpected_keys
-    grown = Optimiser(deeper)
-    grown.state = {rename(k): v for k, v in optimiser.state.items()}
-    return deeper, grown
-
-
-def save(folder: Path, model: Llama, optimiser: Optimiser, meta: dict[str, object]) -> None:
+def save(folder: Path, model: Llama, optimiser: Optimiser, meta: dict[str, Any]) -> None:
     """Write the checkpoint under a temporary name and rename it: a kill leaves the old one or the new one."""
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"state.{k}": v.contiguous() for k, v in optimiser.state.items()}
@@ -110,17 +92,17 @@ def save(folder: Path, model: Llama, optimiser: Optimiser, meta: dict[str, objec
     temporary.replace(folder / "checkpoint.safetensors")
 
 
-def load(folder: Path) -> tuple[Llama, Optimiser, dict[str, object]] | None:
+def load(folder: Path, device: str = "cpu") -> tuple[Llama, Optimiser, dict[str, Any]] | None:
     """Return model, optimiser and meta of the last checkpoint, or None."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:
         meta = json.loads(file.metadata()["meta"])
-        model = Llama(Shape(**meta["shape"]))
+        model = Llama(Shape(**meta["shape"])).to(device)
         optimiser = Optimiser(model)
         model.load_state_dict({k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("model.")})  # noqa: SIM118 (not a dict: it cannot be iterated)
-        optimiser.state = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("state.")}  # noqa: SIM118
+        optimiser.state = {k[6:]: file.get_tensor(k).to(device) for k in file.keys() if k.startswith("state.")}  # noqa: SIM118
     return model, optimiser, meta
 
 
@@ -141,19 +123,82 @@ def held_out(path: Path, tokenizer: Path, limit: int | None) -> tuple[list[Tenso
 @torch.no_grad()
 def bits_per_byte(model: Llama, rows: list[Tensor], sizes: list[int]) -> float:
     """Held-out bits per byte of the original text (BOS is given, not counted)."""
-    nats = sum(float(model.loss(row[None, :-1], row[None, 1:])) * (len(row) - 1) for row in rows)
+    nats = 0.0
+    for row in rows:
+        inputs = row[:-1].to(model.cos.device)
+        samples = Samples(inputs, int(row[0]), len(row))
+        nats += float(model.loss(inputs, row[1:].to(inputs.device), samples)) * len(inputs)
     return nats / math.log(2) / sum(sizes)
+
+
+class Run:
+    """A pre-training run in a folder: its weights, optimiser, and how far it has read text and conversations."""
+
+    def __init__(self, folder: Path, model: Llama, optimiser: Optimiser, meta: dict[str, Any]) -> None:
+        self.folder, self.model, self.optimiser, self.meta = folder, model, optimiser, meta
+        streams = {name: np.load(folder / f"{name}.npy") for name in ("text", "chat")}
+        self.streams = {name: Stream(tokens, BOS, meta["seed"]) for name, tokens in streams.items()}
+        self.device = model.cos.device
+
+    @classmethod
+    def open(cls, folder: Path, device: str, seed: int, weights: Path | None) -> Run:
+        """Go on from the folder's checkpoint, or begin with a model folder's weights, or with random ones."""
+        if (found := load(folder, device)) is not None:
+            return cls(folder, *found)
+        model = Llama(Shape(), seed)
+        if weights is not None:
+            state = load_file(weights / "model.safetensors")
+            model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        model.to(device)
+        meta: dict[str, Any] = {"step": 0, "seed": seed, "text": 0, "chat": 0, "decay": None, "seconds": 0.0, "curve": [],
+                "from": None if weights is None else str(weights)}  # fmt: skip
+        return cls(folder, model, Optimiser(model), meta)
+
+    def batch(self, rows: int, length: int, share: float) -> tuple[Tensor, Tensor, Samples]:
+        """Return the next ids and targets [rows x length]; a share of the rows are conversations."""
+        chat = round(share * rows)
+        parts = []
+        for name, count in (("text", (rows - chat) * length), ("chat", chat * length)):
+            if count:
+                parts.append(self.streams[name].take(self.meta[name], count).astype(np.int64))
+                self.meta[name] += count
+        inputs = torch.from_numpy(np.concatenate([part[:-1] for part in parts]))
+        targets = torch.from_numpy(np.concatenate([part[1:] for part in parts]))
+        samples = Samples(inputs.to(self.device), BOS, length, seams=range(0, rows * length, length))
+        return inputs.to(self.device), targets.to(self.device), samples
+
+    def step(self, rows: int, length: int, share: float, scale: float) -> float:
+        """Take one optimiser step and return its loss in nats per token."""
+        inputs, targets, samples = self.batch(rows, length, share)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.model.loss(inputs, targets, samples)
+        loss.backward()
+        self.meta["step"] += 1
+        self.optimiser.step(self.meta["step"], scale)
+        return float(loss.detach())
+
+    def scale(self) -> float:
+        """Return what multiplies the rates in the next step; 0 when the run has ended."""
+        step, decay = self.meta["step"], self.meta["decay"]
+        warm = min(1.0, (step + 1) / WARMUP)
+        return warm if decay is None else max(0.0, min(warm, (decay["from"] + decay["steps"] - step) / decay["steps"]))
+
+    def save(self) -> None:
+        self.meta["shape"] = self.model.shape.as_dict()
+        save(self.folder, self.model, self.optimiser, self.meta)
+        (self.folder / "curve.json").write_text(json.dumps(self.meta["curve"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("starter/run"), help="folder with tokens.npy")
+    parser.add_argument("--run", type=Path, default=Path("starter/run"), help="folder with text.npy and chat.npy")
     parser.add_argument("--data", type=Path, required=True, help="folder with general/pretrain_heldout.jsonl")
     parser.add_argument("--tokenizer", type=Path, default=Path("models/starter/tokenizer.model"))
+    parser.add_argument("--from", dest="weights", type=Path, help="model folder to begin with, instead of random weights")
     parser.add_argument("--batch", type=int, default=8, help="rows a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--start-layers", type=int, default=5)
-    parser.add_argument("--grow-at", type=int, default=500, help="step at which the depth becomes the shape's")
+    parser.add_argument("--chat", type=float, default=0.125, help="share of the rows that are conversations")
+    parser.add_argument("--steps", type=int, help="pause after so many steps in all")
     parser.add_argument("--decay", type=int, help="end the run: steps over which the rate falls to zero")
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--evaluate-every", type=int, default=200)
@@ -161,22 +206,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tokens = np.load(options.run / "tokens.npy", mmap_mode="r")
-    rows = (len(tokens) - 1) // options.length
-    order = np.random.default_rng(options.seed)
-    permutation = order.permutation(rows)
     evaluation = held_out(options.data / "general/pretrain_heldout.jsonl", options.tokenizer, EVALUATION_TOKENS)
-
-    final = Shape()
-    loaded = load(options.run)
-    if loaded:
-        model, optimiser, meta = loaded
-    else:
-        model = Llama(Shape(layers=options.start_layers), options.seed)
-        optimiser, meta = Optimiser(model), {"step": 0, "decay_from": None, "curve": []}
-    step = int(meta["step"])  # type: ignore[call-overload]
-    if options.decay and meta["decay_from"] is None:
-        meta["decay_from"], meta["decay_steps"] = step, options.decay
+    run = Run.open(options.run, "cuda" if torch.cuda.is_available() else "cpu", options.seed, options.weights)
+    meta = run.meta
+    if options.decay and meta["decay"] is None:
+        meta["decay"] = {"from": meta["step"], "steps": options.decay}
     stop = False
 
     def on_signal(*_: object) -> None:
@@ -185,41 +219,26 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    curve: list[dict[str, float]] = meta["curve"]  # type: ignore[assignment]
-
-    def checkpoint() -> None:
-        meta.update(step=step, shape=model.shape.as_dict(), tokens=step * options.batch * options.length)
-        save(options.run, model, optimiser, meta)
-        (options.run / "curve.json").write_text(json.dumps(curve))
-
-    started, since = time.monotonic(), step
-    while not stop:
-        scale = min(1.0, (step + 1) / WARMUP)
-        if meta["decay_from"] is not None:
-            left = meta["decay_from"] + meta["decay_steps"] - step  # type: ignore[operator]
-            if left <= 0:
-                break
-            scale = left / meta["decay_steps"]  # type: ignore[operator]
-        if step >= options.grow_at and model.shape.layers < final.layers:
-            model, optimiser = grow(model, optimiser, final.layers, options.seed)
-        at = [permutation[(step * options.batch + row) % rows] * options.length for row in range(options.batch)]
-        batch = torch.from_numpy(np.stack([tokens[i : i + options.length + 1] for i in at]).astype(np.int64))
-        loss = model.loss(batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        step += 1
-        optimiser.step(step, scale)
+    size = options.batch * options.length
+    started, since, first = time.monotonic(), meta["step"], meta["step"]
+    while not stop and (scale := run.scale()) > 0 and (options.steps is None or meta["step"] < options.steps):
+        began = time.monotonic()
+        loss = run.step(options.batch, options.length, options.chat, scale)
+        meta["seconds"] += time.monotonic() - began
+        step = meta["step"]
         if step % 10 == 0:
-            rate = (step - since) * options.batch * options.length / (time.monotonic() - started)
-            print(f"step {step} loss {float(loss.detach()):.3f} scale {scale:.3f} {rate:.0f} tokens/s", flush=True)
+            rate = (step - since) * size / (time.monotonic() - started)
+            print(f"step {step} loss {loss:.3f} scale {scale:.3f} {rate:.0f} tokens/s", flush=True)
             started, since = time.monotonic(), step
         if step % options.evaluate_every == 0:
-            value = bits_per_byte(model, *evaluation)
-            curve.append({"step": step, "tokens": step * options.batch * options.length, "bits_per_byte": value})
+            value = bits_per_byte(run.model, *evaluation)
+            tokens = meta["text"] + meta["chat"]
+            meta["curve"].append({"step": step, "tokens": tokens, "seconds": meta["seconds"], "bits_per_byte": value})
             print(f"step {step} held-out {value:.4f} bits per byte", flush=True)
         if step % options.save_every == 0:
-            checkpoint()
-    if step > int(meta["step"]):  # type: ignore[call-overload]
-        checkpoint()
+            run.save()
+    if meta["step"] > first:
+        run.save()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import sentencepiece
 
-from starter.corpus import ASSISTANT, END, MIX, SYSTEM, USER, chat_rows, sample
+from starter.corpus import ASSISTANT, END, PARTS, SYSTEM, USER, chat_rows, documents
 
 VOCABULARY = 8192
 TRAINING_BYTES = 12_000_000  # more text moves the merges little and costs minutes
@@ -25,14 +26,16 @@ CHAT_TEMPLATE = (
 
 
 def training_lines(data: Path, seed: int) -> list[str]:
-    """Return about TRAINING_BYTES of text, each part in proportion to its share in the mix."""
-    texts = {part: sample(data / "general/pretrain", part, share, seed) for part, share in MIX.items()}
+    """Return about TRAINING_BYTES of text, each part in proportion to its size."""
+    texts = {part: list(documents(data / "general/pretrain", part)) for part in PARTS}
+    for part, of_part in texts.items():
+        random.Random(f"{seed}:{part}").shuffle(of_part)
     texts["chat"] = ["\n".join(text for _, text in row) for row in chat_rows(data / "domains", seed)]
     total = sum(len(text) for part in texts.values() for text in part)
     lines: list[str] = []
-    for part in texts.values():
-        budget = TRAINING_BYTES * sum(map(len, part)) / total
-        for text in part:
+    for of_part in texts.values():
+        budget = TRAINING_BYTES * sum(map(len, of_part)) / total
+        for text in of_part:
             if budget <= 0:
                 break
             budget -= len(text)
