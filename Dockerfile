@@ -46,7 +46,7 @@ COPY --from=llama /built/ /wheels/
 COPY --from=project /project/ /project/
 RUN python3 -m venv /opt/venv \
  && python -m pip install --no-cache-dir --find-links /wheels -c /project/constraints.txt \
-      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} /project \
+      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} /project pyarrow \
  && cd /opt/venv/lib/python3.*/site-packages \
  && rm -rf torch/test torch/include pyarrow/tests pyarrow/include \
  && python -m pip uninstall --yes pip

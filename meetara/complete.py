@@ -19,7 +19,7 @@ MOST = 200
 DOMAINS, TIERS, PARAMETERS = "cloud-optimized-domain-mapping.yaml", "tiers.yaml", "proven_parameters.json"
 """As in configs/, whose own modules take half of SECONDS to load."""
 DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-PACKED = ("", ".gz", ".zst")
+PACKED = ("", ".gz", ".zst", ".zip")
 
 Completer = Callable[[typer.Context, str], list[str]]
 

@@ -414,10 +414,15 @@ def check(final: JobSnapshot) -> JobSnapshot:
 
 
 def data_uri(place: str | Path) -> str:
-    """Return a data set's place as a URI that means the same in another process: paths become absolute file URIs."""
+    """Return a data set's place as a URI that means the same in another process: paths become absolute file URIs.
+
+    `owner/name` without a file's ending, which is no path here, is the name of a data set on a hub and stays as it is.
+    """
     text = str(place)
     if "://" in text or not text or re.match(r"[A-Za-z]:[\\/]|\\\\", text):
         return text  # a Windows path is the factory's to refuse: made absolute here it would only be longer
+    if isinstance(place, str) and re.fullmatch(r"\w[\w.-]*/\w[\w-]*", text) and not Path(text).exists():
+        return text
     return Path(text.removeprefix("file:")).expanduser().absolute().as_uri()
 
 

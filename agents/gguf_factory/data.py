@@ -112,12 +112,31 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 def overlap(train: Iterable[Row], held_out: Sequence[Row], length: int = RUN_WORDS) -> float:
     """Return the share of held-out rows whose answers have a run of `length` words that stands in training text."""
-    known = {run for row in train for turn in row.messages for run in _runs(turn["content"], length)}
-    hit = sum(
-        any(run in known for turn in row.messages if turn["role"] == "assistant" for run in _runs(turn["content"], length))
-        for row in held_out
-    )
-    return hit / len(held_out)
+    return len(overlapping(train, held_out, length)) / len(held_out)
+
+
+def overlapping(train: Iterable[Row], held_out: Sequence[Row], length: int = RUN_WORDS) -> dict[int, Row]:
+    """Return the held-out rows, by number from 0, of `overlap`, each with the first training row that shares a run.
+
+    Only runs of held-out answers are kept, and training text is looked at where all its words occur in such runs: the
+    runs of the training rows themselves would take gigabytes for a hundred thousand rows.
+    """
+    wanted: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(held_out):
+        for run in {run for turn in row.messages if turn["role"] == "assistant" for run in _runs(turn["content"], length)}:
+            wanted.setdefault(run, []).append(number)
+    known = {word for run in wanted for word in run}
+    hit: dict[int, Row] = {}
+    for row in train:
+        for turn in row.messages:
+            words = normalise(turn["content"]).split()
+            start = 0
+            for end in [*(at for at, word in enumerate(words) if word not in known), len(words)]:
+                for at in range(start, end - length + 1):
+                    for number in wanted.get(tuple(words[at : at + length]), ()):
+                        hit.setdefault(number, row)
+                start = end + 1
+    return hit
 
 
 def _runs(text: str, length: int) -> Iterable[tuple[str, ...]]:

@@ -6,33 +6,32 @@ data sets), s3://, gs://, https://. A relative path must exist as the factory's 
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import io
-import json
-import re
-import zlib
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
+from agents.gguf_factory import compression, records
 from agents.gguf_factory.formats import ACCEPTED, Messages, RowError, messages
-from protocol import Code, LabError
+from agents.gguf_factory.place import limit_bytes, locate, opened, refuse, zipped
+from protocol import LabError
+
+__all__ = ["Bad", "Dataset", "Row", "Scan", "digest", "locate", "read", "scan"]
 
 SHOWN = 5  # broken rows listed in an error; more would bury the first
-WINDOWS = re.compile(r"(?:file:/*)?[A-Za-z]:[\\/]|\\\\")  # C:\\data\\x.jsonl, file:///C:/data/x.jsonl, \\\\server\\share
-CSV_FIELD_BYTES = 16 * 1024 * 1024  # the csv module's own limit of 128 KiB refuses long answers
+BUFFER_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One conversation and the line (parquet: the row) of the file it came from, counted from 1."""
 
     line: int
     messages: Messages
+    form: str = ""
 
     @property
     def question(self) -> str:
@@ -43,6 +42,20 @@ class Row:
     def answer(self) -> str:
         """The last assistant turn."""
         return self.messages[-1]["content"]
+
+    @property
+    def key(self) -> bytes:
+        """A digest in which rows are equal that differ in white space only."""
+        parts = [part for turn in self.messages for part in (turn["role"], " ".join(turn["content"].split()))]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A row that cannot be used."""
+
+    line: int
+    error: RowError
 
 
 @dataclass(frozen=True)
@@ -55,63 +68,174 @@ class Dataset:
     duplicates: int
 
 
-def locate(uri: str, field: str = "dataset") -> str:
-    """Return the absolute path of a local data set, or the URI unchanged.
+@dataclass
+class Scan:
+    """A pass over a data set: iterate to get its rows one by one; memory stays that of one row.
+
+    Args:
+        place: absolute path or URI.
+        container: what the file is, e.g. `jsonl.gz`.
+        bytes: its size as it lies there.
+        sha256: of the file as it lies there.
+    """
+
+    place: str
+    container: str
+    bytes: int
+    sha256: str
+    _field: str
+    _file: BinaryIO
+    _read: records.Reader
+    _started: bool = field(default=False)
+
+    @property
+    def unit(self) -> str:
+        """What `Row.line` counts: parquet has no lines."""
+        return "row" if self.container == "parquet" else "line"
+
+    def __iter__(self) -> Iterator[Row | Bad]:
+        """Yield rows and bad rows in the file's order.
+
+        Raises:
+            LabError: BAD_DATA, the file cannot be read on; with file, and line where known.
+        """
+        assert not self._started, "a scan goes over the file once"
+        self._started = True
+        try:
+            for line, value in self._read(self._file):
+                try:
+                    if isinstance(value, RowError):
+                        raise value
+                    form, turns = messages(value)
+                    yield Row(line, turns, form)
+                except RowError as error:
+                    yield Bad(line, error)
+        except (records.FileError, compression.CompressionError) as error:
+            raise _told(self.place, self._field, error) from error
+
+
+@contextmanager
+def scan(uri: str, field: str = "dataset") -> Iterator[Scan]:
+    """Open a data set to go over its rows.
+
+    Args:
+        uri: path or URI of jsonl, json, csv, tsv or parquet, also .gz, .zst, .bz2 or .xz, or the only one in a .zip.
+        field: the request's field that named it, for errors.
 
     Raises:
-        LabError: BAD_DATA, the local file does not exist or is not a file.
+        LabError: BAD_DATA with field and file, also on leaving when the file has changed meanwhile.
     """
-    if uri.startswith("file:"):
-        plain = "/" + uri.removeprefix("file:").lstrip("/")
-        path = Path(plain) if Path(plain).exists() else Path(unquote(plain))
-    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|:)", uri):
-        return uri
-    else:
-        path = Path(uri).expanduser()
+    place = locate(uri, field)
+    with opened(place, field) as file:
+        before = _state(file)
+        sha256, size = _sha256(file), file.tell()
+        if not size:
+            raise refuse(place, field, "is empty", "It needs one question and answer per line.")
+        file.seek(0)
+        head = file.read(4)
+        file.seek(0)
+        if head == b"PK\x03\x04":
+            inner = zipped(place, file, field)
+            with opened(inner, field) as member:
+                yield _scan(inner, field, member, size, sha256)
+        else:
+            yield _scan(place, field, file, size, sha256)
+        if _state(file) != before:
+            raise refuse(place, field, "has changed while it was read", "Leave the file alone while it is used.")
+
+
+def _scan(place: str, field: str, file: BinaryIO, size: int, sha256: str) -> Scan:
+    name = place.split("::")[0].lower()
     try:
-        if path.is_file():
-            return str(path.resolve())
-        if WINDOWS.match(uri):
-            raise _refuse(
-                uri, field, "is named by a Windows path, which this machine does not have",
-                "Give the path as the factory's machine sees it; WSL has C: at /mnt/c.",
-            )  # fmt: skip
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-    except (OSError, ValueError) as error:  # a name too long, a NUL, a folder that may not be searched
-        raise _refuse(uri, field, f"cannot be looked up ({error})", "Check the name and the permissions.") from error
-    advice = "Give one file of rows." if path.is_dir() else "Check the name"
-    if not path.is_absolute():
-        advice = "Give the absolute path: a relative one is looked up where the factory runs."
-    elif not path.is_dir():
-        advice = "Check the name, and that the file lies on the machine that trains."
-    raise _refuse(uri, field, what, advice)
+        stream, packed = _plain(file)
+        head = stream.read(records.HEAD_BYTES)
+        if not head.strip():
+            raise records.FileError("is empty", "It needs one question and answer per line.")
+        if packed is not None:
+            name = name.removesuffix(f".{packed}")
+        container, read = records.reader(head, name)
+        if packed is not None and container == "parquet":
+            raise records.FileError("is parquet that was compressed once more", f"Unpack the .{packed}; parquet is packed inside.")
+        file.seek(0)
+        stream, _ = _plain(file)
+    except (records.FileError, compression.CompressionError) as error:
+        raise _told(place, field, error) from error
+    return Scan(place, f"{container}.{packed}" if packed else container, size, sha256, field, stream, read)
+
+
+def _plain(file: BinaryIO) -> tuple[BinaryIO, str | None]:
+    """Return a file's bytes uncompressed, and by what they were packed."""
+    head = file.read(8)
+    file.seek(0)
+    packed = compression.kind(head)
+    if packed is None:
+        return file, None
+    return io.BufferedReader(compression.Inflated(file, limit_bytes()), BUFFER_BYTES), packed
+
+
+def _told(place: str, field: str, error: records.FileError | compression.CompressionError) -> LabError:
+    line = getattr(error, "line", None)
+    return refuse(place, field, error.reason, error.advice, **({} if line is None else {"line": line}))
+
+
+def _sha256(file: BinaryIO) -> str:
+    found = hashlib.sha256()
+    while part := file.read(2**20):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _state(file: BinaryIO) -> tuple[int, int] | None:
+    """Return size and time of change of a file on the disk; None of a copy in memory."""
+    try:
+        found = os.fstat(file.fileno())
+    except (OSError, AttributeError):
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def read(uri: str, field: str = "dataset") -> Dataset:
     """Read, check and de-duplicate a data set.
 
     Args:
-        uri: path or URI of jsonl, json, csv or parquet, also .gz or .zst.
+        uri: as `scan`.
         field: the request's field that named it, for the error.
 
     Raises:
         LabError: BAD_DATA with field, file, and line where known.
     """
-    place = locate(uri, field)
-    raw = _bytes(place, field)
-    if not raw.strip():
-        raise _refuse(place, field, "is empty", "It needs one question and answer per line.")
-    rows = _rows(place, field, raw)
-    if not rows:
-        raise _refuse(place, field, "holds no rows", "It needs one question and answer per line.")
-    seen: set[tuple[str, ...]] = set()
-    kept = []
-    for row in rows:
-        key = tuple(part for turn in row.messages for part in (turn["role"], " ".join(turn["content"].split())))
-        if key not in seen:
-            seen.add(key)
-            kept.append(row)
-    return Dataset(place, hashlib.sha256(raw).hexdigest(), kept, len(rows) - len(kept))
+    seen: set[bytes] = set()
+    kept: list[Row] = []
+    bad: list[Bad] = []
+    count = 0
+    with scan(uri, field) as found:
+        for row in found:
+            count += 1
+            if isinstance(row, Bad):
+                bad.append(row)
+            elif (key := row.key) not in seen:
+                seen.add(key)
+                kept.append(row)
+    if bad:
+        raise refuse_rows(found, field, bad, count)
+    if not count:
+        raise refuse(found.place, field, "holds no rows", "It needs one question and answer per line.")
+    return Dataset(found.place, found.sha256, kept, count - len(kept))
+
+
+def refuse_rows(found: Scan, field: str, bad: list[Bad], count: int) -> LabError:
+    """Return the error that lists bad rows; its advice is theirs where they agree."""
+    listed = "; ".join(f"{found.unit} {row.line} {row.error.reason}" for row in bad[:SHOWN])
+    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    column = bad[0].error.column
+    own = {row.error.advice for row in bad}
+    advice = f"Mend or remove these lines. Rows have one of these forms: {' | '.join(ACCEPTED)}."
+    if len(own) == 1 and (told := own.pop()):
+        advice = told
+    return refuse(
+        found.place, field, f"has {len(bad)} of {count} rows that cannot be used: {listed}{more}", advice,
+        bad_rows=len(bad), **{found.unit: bad[0].line}, **({"column": column} if column else {}),
+    )  # fmt: skip
 
 
 def digest(uri: str, field: str = "dataset") -> str:
@@ -120,165 +244,5 @@ def digest(uri: str, field: str = "dataset") -> str:
     Raises:
         LabError: BAD_DATA, it cannot be read.
     """
-    return hashlib.sha256(_bytes(locate(uri, field), field)).hexdigest()
-
-
-def _bytes(place: str, field: str) -> bytes:
-    try:
-        if place.startswith("/"):
-            return Path(place).read_bytes()
-        import fsspec
-
-        with fsspec.open(place, "rb") as file:
-            return bytes(file.read())
-    except (OSError, ValueError, ImportError) as error:
-        # ValueError: fsspec knows no such protocol; ImportError: its package is not installed
-        raise _refuse(place, field, f"cannot be read ({error})", "Check the address and the permissions.") from error
-
-
-def _rows(place: str, field: str, raw: bytes) -> list[Row]:
-    name, raw = _unpacked(place, field, raw)
-    records = _parquet(place, field, raw) if raw[:4] == b"PAR1" else _text_records(place, field, name, raw)
-    rows: list[Row] = []
-    broken: list[tuple[int, RowError]] = []
-    count = 0
-    for line, record in records:
-        count += 1
-        try:
-            if isinstance(record, RowError):
-                raise record
-            rows.append(Row(line, messages(record)))
-        except RowError as error:
-            broken.append((line, error))
-    if broken:
-        listed = "; ".join(f"line {line} {error.reason}" for line, error in broken[:SHOWN])
-        more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-        column = broken[0][1].column
-        raise _refuse(
-            place, field, f"has {len(broken)} of {count} rows that cannot be used: {listed}{more}",
-            f"Mend or remove these lines. Rows have one of these forms: {' | '.join(ACCEPTED)}.",
-            line=broken[0][0], bad_rows=len(broken), **({"column": column} if column else {}),
-        )  # fmt: skip
-    return rows
-
-
-def _unpacked(place: str, field: str, raw: bytes) -> tuple[str, bytes]:
-    """Return the name without a compression's ending, and the bytes uncompressed (by their magic number)."""
-    name = place.lower()
-    try:
-        if raw[:2] == b"\x1f\x8b":
-            return name.removesuffix(".gz"), gzip.decompress(raw)
-        if raw[:4] == b"\x28\xb5\x2f\xfd":
-            return name.removesuffix(".zst"), _zstandard(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _refuse(place, field, f"is not a whole compressed file ({error})", "Compress or copy it again.") from error
-    return name, raw
-
-
-def _zstandard(raw: bytes) -> bytes:
-    """Decompress all frames; zstandard's stream reader would take a cut file for a short one."""
-    import zstandard
-
-    parts = []
-    while raw:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        try:
-            parts.append(frame.decompress(raw))
-        except zstandard.ZstdError as error:
-            raise OSError(error) from error
-        if not frame.eof:
-            raise EOFError("it ends within a frame")
-        raw = frame.unused_data
-    return b"".join(parts)
-
-
-Record = tuple[int, object]  # a line number, and what stands there (a RowError where it could not be parsed)
-
-
-def _text_records(place: str, field: str, name: str, raw: bytes) -> Iterator[Record]:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise _refuse(
-            place, field, f"is not UTF-8 text: byte {raw[error.start]:#04x} in line {line}", "Save it as UTF-8.", line=line
-        ) from error
-    if name.endswith((".csv", ".tsv")):
-        return _csv(text)
-    if text.lstrip()[:1] == "[":
-        return _array(place, field, text)
-    if text.lstrip()[:1] == "{" or name.endswith((".jsonl", ".json", ".ndjson")):
-        return _lines(text)
-    raise _refuse(place, field, "is of no known form", "Give jsonl, json, csv or parquet, plain or as .gz or .zst.")
-
-
-def _lines(text: str) -> Iterator[Record]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): JSON text may hold U+2028
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, RowError(f"is not JSON: {error.msg} (column {error.colno})")
-            except RecursionError:
-                yield number, RowError("is nested too deeply")
-
-
-def _array(place: str, field: str, text: str) -> Iterator[Record]:
-    """Read a JSON list row by row, so that each row has a line; a broken one ends it, for what follows is guesswork."""
-    decoder = json.JSONDecoder()
-    space = re.compile(r"[\s]*")
-    position = space.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]  # matches always
-    while text[position : position + 1] != "]":
-        line = text.count("\n", 0, position) + 1
-        try:
-            record, position = decoder.raw_decode(text, position)
-            position = space.match(text, position).end()  # type: ignore[union-attr]
-            if text[position : position + 1] not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        except json.JSONDecodeError as error:
-            raise _refuse(
-                place, field, f"is broken JSON in line {error.lineno}, column {error.colno}: {error.msg}",
-                "Mend that place.", line=error.lineno,
-            ) from error  # fmt: skip
-        yield line, record
-        if text[position] == ",":
-            position = space.match(text, position + 1).end()  # type: ignore[union-attr]
-
-
-def _csv(text: str) -> Iterator[Record]:
-    csv.field_size_limit(CSV_FIELD_BYTES)
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)  # spreadsheets of some languages write ; and .tsv has tabs
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] | None = None
-    line = 1
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, RowError(f"is broken CSV: {error}")
-            return
-        if names is None:
-            names = [cell.strip() for cell in cells]
-        elif cells and len(cells) != len(names):
-            yield line, RowError(f"has {len(cells)} cells, but the header names {len(names)}")
-        elif cells:
-            yield line, dict(zip(names, cells, strict=True))
-        line = reader.line_num + 1
-
-
-def _parquet(place: str, field: str, raw: bytes) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(io.BytesIO(raw))
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise _refuse(place, field, f"is not a whole parquet file ({error})", "Write or copy it again.") from error
-    yield from enumerate(table.to_pylist(), 1)
-
-
-def _refuse(place: str, field: str, what: str, advice: str, **data: Any) -> LabError:
-    return LabError(Code.BAD_DATA, f"The data set {place} {what}.", advice=advice, field=field, file=place, **data)
+    with opened(locate(uri, field), field) as file:
+        return _sha256(file)

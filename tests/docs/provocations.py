@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import shutil
 import socket
 import sqlite3
 import ssl
+import sys
+import zipfile
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +21,7 @@ import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.ledger import SCHEMA as LEDGER
 from agents.cost_monitor.ledger import Ledger
-from agents.gguf_factory import dataset, machine, plan
+from agents.gguf_factory import dataset, machine, place, plan
 from agents.gguf_factory.gates import Measured, judge, verdict
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.work import make_plan
@@ -51,6 +54,7 @@ from protocol.job import Empty, PlanRequest, Route
 from tests.conftest import PlainBroker
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
+TOOL = json.dumps({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]})
 ROW = json.dumps({"question": "Why?", "answer": "So."})
 
 
@@ -297,6 +301,42 @@ def no_mosquitto(ground: Ground) -> str:
     return error_of(lambda: find_mosquitto({}))
 
 
+def too_large(ground: Ground) -> str:
+    ground.patch.setenv(place.LIMIT, "40")
+    return error_of(lambda: dataset.read(str(rows(ground, gzip.compress(ROW.encode() * 9), "sleep.jsonl.gz"))))
+
+
+def several(ground: Ground) -> Path:
+    path = ground.folder / "sleep.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("one.jsonl", "two.jsonl"):
+            file.writestr(name, ROW)
+    return path
+
+
+def changed(ground: Ground) -> str:
+    path = rows(ground, ROW)
+
+    def read() -> None:
+        with dataset.scan(str(path)):
+            path.write_text(ROW * 2, encoding="utf-8")
+
+    return error_of(read)
+
+
+def no_hub(ground: Ground) -> str:
+    import huggingface_hub.constants
+
+    ground.patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    ground.patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(ground.folder))
+    return error_of(lambda: dataset.read("someone/sleep"))
+
+
+def no_parquet(ground: Ground) -> str:
+    ground.patch.setitem(sys.modules, "pyarrow", None)
+    return error_of(lambda: dataset.read(str(rows(ground, b"PAR1", "sleep.parquet"))))
+
+
 def wrong_variable(ground: Ground) -> str:
     ground.patch.setenv("MEETARA_PORT", "many")
     return error_of(lambda: Settings.read(home=ground.folder))
@@ -345,7 +385,18 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The data set is empty": lambda ground: error_of(lambda: dataset.read(str(rows(ground, "\n")))),
     "The data set is not UTF-8": lambda ground: error_of(lambda: dataset.read(str(rows(ground, ROW.encode() + b"\n\xff\xfe")))),
     "Rows cannot be used": lambda ground: error_of(lambda: dataset.read(str(rows(ground, f"{ROW}\n{{cut\n{ROW}\n")))),
-    "A row has an unknown form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, '{"text": "Sleep well."}\n')))),
+    "A row has an unknown form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, '{"ask": "Why?", "say": "So."}\n')))),
+    "Rows are running text": lambda ground: error_of(lambda: dataset.read(str(rows(ground, '{"text": "Sleep well."}\n')))),
+    "Rows call tools": lambda ground: error_of(lambda: dataset.read(str(rows(ground, TOOL)))),
+    "A file is one object": lambda ground: error_of(lambda: dataset.read(str(rows(ground, '{"data": [{"question": "Why?"}]}', "sleep.json")))),
+    "The data set is UTF-16": lambda ground: error_of(lambda: dataset.read(str(rows(ground, ROW.encode("utf-16"))))),
+    "A compressed data set is cut": lambda ground: error_of(lambda: dataset.read(str(rows(ground, gzip.compress(ROW.encode())[:-9], "sleep.jsonl.gz")))),
+    "A data set is too large": lambda ground: too_large(ground),
+    "An archive holds several files": lambda ground: error_of(lambda: dataset.read(str(several(ground)))),
+    "The data set changed meanwhile": changed,
+    "A package for an address is missing": lambda ground: error_of(lambda: dataset.read("s3://bucket/sleep.jsonl")),
+    "A hub does not answer": no_hub,
+    "Parquet cannot be read": no_parquet,
     "A data set is of no known form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, "Why? So.\n", "sleep.txt")))),
     "There are too few rows": lambda ground: planned(ground, dataset=str(rows(ground, f"{ROW}\n"))),
     "The base is not there": lambda ground: planned(ground, base=ground.folder / "my-model"),

@@ -53,6 +53,8 @@ def test_local_paths_become_absolute_uris_of_the_callers_folder(tmp_path, monkey
     assert data_uri("rows.jsonl") == f"file://{tmp_path}/rows.jsonl"
     assert data_uri(Path("my rows.jsonl")) == f"file://{tmp_path}/my%20rows.jsonl"
     assert data_uri("s3://bucket/rows.jsonl") == "s3://bucket/rows.jsonl"
+    assert data_uri("someone/rows") == "someone/rows", "a data set of a hub"
+    assert data_uri("data/rows.jsonl") == f"file://{tmp_path}/data/rows.jsonl"
     assert data_uri("file:///data/rows.jsonl") == "file:///data/rows.jsonl"
 
 

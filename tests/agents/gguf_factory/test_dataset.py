@@ -108,10 +108,10 @@ def test_all_bad_rows_are_counted_and_the_first_five_listed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "x", "id": 1}, "its fields are: text, id"),
+        ({"ask": "x", "id": 1}, "its fields are: ask, id"),
         ({"messages": [{"role": "user", "content": "q"}]}, "no assistant turn"),
         ({"messages": []}, "no turns"),
-        ({"messages": [{"role": "tool", "content": "q"}]}, "messages[0].role is 'tool'"),
+        ({"messages": [{"role": "judge", "content": "q"}]}, "messages[0].role is 'judge'"),
         ({"messages": [PAIR[0], PAIR[0], PAIR[1]]}, "must alternate"),
         ({"messages": [PAIR[0], {"role": "assistant", "content": None}]}, "messages[1].content is missing"),
         ({"instruction": "q", "output": 5}, "field output is a number"),
@@ -142,7 +142,7 @@ def test_files_that_cannot_be_rows_are_refused(tmp_path: Path) -> None:
         ("empty.jsonl", b"", "is empty"), ("blank.jsonl", b"\n \n", "is empty"), ("none.json", b"[]", "no rows"),
         ("head.csv", b"question,answer\n", "no rows"), ("cut.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "compressed"),
         ("cut.jsonl.zst", zstandard.compress(b"{}" * 99)[:-3], "compressed"), ("bad.parquet", b"PAR1xxxx", "parquet"),
-        ("x.pdf", b"%PDF-1.4", "no known form"),
+        ("x.txt", b"Why? So.", "no known form"),
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
         assert said in refused(tmp_path / name).message, name
