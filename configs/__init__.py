@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from configs import budget, domains, parameters, providers, tiers, voices
+from configs import budget, domains, parameters, providers, storage, tiers, voices
 from configs.budget import Budget
 from configs.domains import Domain, Domains
 from configs.parameters import Parameters
@@ -12,12 +12,13 @@ from configs.providers import Provider, Providers
 from configs.settings import FILE as LAB_FILE
 from configs.settings import Settings
 from configs.source import Source
+from configs.storage import Storage
 from configs.tiers import GATES, GateRule, Tier, resolve_base
 from configs.voices import Voice, Voices
 
 __all__ = [
     "GATES", "Budget", "Configs", "Domain", "Domains", "GateRule", "Parameters", "Provider", "Providers", "Settings",
-    "Tier", "Voice", "Voices", "load", "resolve_base",
+    "Storage", "Tier", "Voice", "Voices", "load", "resolve_base",
 ]  # fmt: skip
 
 
@@ -32,6 +33,7 @@ class Configs:
     budget: Budget
     parameters: Parameters
     voices: Voices
+    storage: Storage
 
     @property
     def default_tier(self) -> str | None:
@@ -70,4 +72,5 @@ def load(settings: Settings | None = None) -> Configs:
         budget=budget.read(Source.read(budget.FILE, folder)),
         parameters=proven,
         voices=spoken,
+        storage=storage.read(Source.read(storage.FILE, folder)),
     )

@@ -108,6 +108,13 @@ def train(
     budget: Annotated[
         float | None, typer.Option("--budget", help="Most this job may cost, in US dollars.", show_default=False)
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train even if the same model is finished or being made already.")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option("--licence", help="The data's licence for the model card, e.g. cc-by-4.0.", show_default=False),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the job is accepted.")] = False,
     home: Home = None,
     host: Host = None,
@@ -122,7 +129,7 @@ def train(
     fields = {
         "domain": domain, "text": text, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
         "priority": priority, "quantisation": quantisation, "budget_usd": budget,
-        "parameters": screen.parameters(param or []), "id": id,
+        "parameters": screen.parameters(param or []), "use_cache": not fresh, "licence": licence, "id": id,
     }  # fmt: skip
     where = _where(home, host, port, lab)
     raise typer.Exit(run(screen.train(where, fields, detach=detach, as_json=as_json, console=console())))

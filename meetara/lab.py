@@ -206,10 +206,12 @@ class Lab:
         quantisation: str | None = None,
         budget_usd: float | None = None,
         parameters: dict[str, float | int | str | bool] | None = None,
+        use_cache: bool = True,
+        licence: str | None = None,
         id: str | None = None,
         timeout: float = SUBMIT_SECONDS,
     ) -> Job:
-        """Submit a training request; returns when it is planned and its budget is reserved.
+        """Submit a training request; returns when it is planned and its budget is reserved, or the model is there already.
 
         What the model is for is a `domain`, or a `text` in free words from which the router finds it. Paths are those of this process: they are sent as absolute file URIs. The fields are those of
         `protocol.job.TrainRequest`; `id` makes the request repeatable (same id and body: the same job).
@@ -223,6 +225,7 @@ class Lab:
             "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
             "tier": tier, "base": None if base is None else base_name(base), "priority": priority,
             "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},
+            "use_cache": use_cache, "licence": licence,
         }  # fmt: skip
         request = checked(TrainRequest, fields)
         submitted: Submitted = await self.client.call(

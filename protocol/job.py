@@ -73,6 +73,13 @@ class TrainRequest(Strict):
     parameters: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="overrides of configs/proven_parameters.json, by name"
     )
+    use_cache: bool = Field(
+        default=True, description="take a finished model that was made from the same things; false: train in any case"
+    )
+    licence: str | None = Field(
+        default=None, min_length=1, max_length=100,
+        description="licence of the data set for the model card, an SPDX name such as cc-by-4.0; default: unknown",
+    )
 
 
 class Submitted(Strict):
@@ -116,6 +123,32 @@ class PlanRequest(Strict):
     route: Route
 
 
+class Artefact(Strict):
+    kind: str = Field(description="gguf, adapter, manifest, card, curves")
+    uri: str
+    sha256: str
+    bytes: int
+
+
+class Gate(Strict):
+    """One check of the finished file. `value` None means that it was not measured, and then `ok` is None too."""
+
+    value: float | None
+    threshold: float | None
+    ok: bool | None
+    level: Literal["fail", "warn", "off"] = "fail"
+    detail: str = ""
+
+
+class Finished(Strict):
+    """A finished model that `job` made earlier from the same things, looked at again just now. The numbers are that job's."""
+
+    job: str
+    artefacts: list[Artefact]
+    gates: dict[str, Gate]
+    results: dict[str, Any]
+
+
 class Plan(Strict):
     """The factory's prediction. Tokens are real (non-padding) tokens, sizes bytes, times seconds."""
 
@@ -131,23 +164,10 @@ class Plan(Strict):
     seconds_p50: float
     seconds_p90: float
     warnings: list[str] = Field(default_factory=list)
-
-
-class Artefact(Strict):
-    kind: str = Field(description="gguf, adapter, manifest, card")
-    uri: str
-    sha256: str
-    bytes: int
-
-
-class Gate(Strict):
-    """One check of the finished file. `value` None means that it was not measured, and then `ok` is None too."""
-
-    value: float | None
-    threshold: float | None
-    ok: bool | None
-    level: Literal["fail", "warn", "off"] = "fail"
-    detail: str = ""
+    key: str | None = Field(
+        default=None, description="sha256 of everything that the model will be made from; none where it must not be shared"
+    )
+    finished: Finished | None = Field(default=None, description="the model is there already; then nothing is to be done")
 
 
 class RunRequest(Strict):
@@ -227,6 +247,7 @@ class JobSnapshot(Strict):
     results: dict[str, Any] = Field(default_factory=dict)
     priority: int = 1
     machine: str | None = Field(default=None, description="the factory that holds the job now")
+    cached_from: str | None = Field(default=None, description="the job that made the model; this one trained nothing")
     at: datetime
 
 

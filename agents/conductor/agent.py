@@ -13,6 +13,8 @@ from agents.conductor.decide import (
     Resume,
     Routed,
     Stopped,
+    Twin,
+    TwinEnded,
     decide,
     late,
     submitted,
@@ -22,7 +24,19 @@ from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
 from bus.redact import of_error
 from protocol.envelope import MAX_BYTES, MCPMessage
 from protocol.errors import Code, LabError
-from protocol.job import Empty, JobEvent, JobEvents, JobList, JobSnapshot, Report, RoutedRequest, Submitted
+from protocol.job import (
+    Empty,
+    Finished,
+    JobEvent,
+    JobEvents,
+    JobList,
+    JobSnapshot,
+    Plan,
+    Report,
+    RoutedRequest,
+    State,
+    Submitted,
+)
 from protocol.machine import LeaseLost
 
 SCHEMA = """
@@ -35,6 +49,18 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_time ON jobs (submitted_at);
 CREATE TABLE cancels (job TEXT NOT NULL, call TEXT NOT NULL, PRIMARY KEY (job, call)) WITHOUT ROWID;
 """
+SHARING = """
+CREATE TABLE making (            -- models that are being made, by Plan.key
+    key TEXT PRIMARY KEY,
+    job TEXT NOT NULL UNIQUE     -- has not ended
+);
+CREATE TABLE sharing (           -- jobs that wait for the model which another one makes; the oldest first
+    number INTEGER PRIMARY KEY,
+    job TEXT NOT NULL UNIQUE,
+    maker TEXT NOT NULL
+);
+CREATE INDEX sharing_by_maker ON sharing (maker);
+"""
 
 
 LIST_BYTES = MAX_BYTES // 2
@@ -46,7 +72,7 @@ class ConductorAgent(BaseAgent):
     """Coordinates jobs; the only one that says what state a job is in."""
 
     role = "conductor"
-    migrations: ClassVar[tuple[str, ...]] = (SCHEMA,)
+    migrations: ClassVar[tuple[str, ...]] = (SCHEMA, SHARING)
     synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "FULL"
 
     def __init__(self, wiring: Wiring) -> None:
@@ -60,8 +86,9 @@ class ConductorAgent(BaseAgent):
             "job.report": self.report,
             "lease.lost": self.lease_lost,
         }
-        for method in ("job.plan", "offer.quote", "budget.reserve", "lease.request"):
+        for method in ("offer.quote", "budget.reserve", "lease.request"):
             self.reply_handlers[method] = self.answered
+        self.reply_handlers["job.plan"] = self.planned
         self.reply_handlers["job.run"] = self.run_answered
         self.reply_handlers["job.stop"] = self.stop_answered
         for method in ("budget.settle", "budget.release", "lease.release"):
@@ -156,6 +183,18 @@ class ConductorAgent(BaseAgent):
 
     # answers
 
+    def planned(self, answer: Answer, tx: Transaction) -> None:
+        """Go on with the plan, or wait where another job makes the same model already."""
+        plan = answer.result
+        if isinstance(plan, Plan) and plan.key is not None and plan.finished is None and not self.known(answer.key, tx).final:
+            row = tx.connection.execute("SELECT job FROM making WHERE key = ?", (plan.key,)).fetchone()
+            if row is not None:
+                tx.connection.execute("INSERT INTO sharing (job, maker) VALUES (?, ?)", (answer.key, row["job"]))
+                self.happen(answer.key, Twin(row["job"], plan), tx)
+                return
+            tx.connection.execute("INSERT INTO making VALUES (?, ?)", (plan.key, answer.key))
+        self.answered(answer, tx)
+
     def answered(self, answer: Answer, tx: Transaction) -> None:
         happening: Any = Refused(answer.error) if answer.error else answer.result
         self.happen(answer.key, happening, tx)
@@ -238,6 +277,36 @@ class ConductorAgent(BaseAgent):
             for row in tx.connection.execute("SELECT call FROM cancels WHERE job = ?", (job,)).fetchall():
                 tx.reply(row["call"], record.snapshot())
             self.log.info("job ended", job=job, state=record.state.value)
+            self.share(record, tx)
+
+    def share(self, maker: JobRecord, tx: Transaction) -> None:
+        """Give a finished model to the jobs that wait for it; where there is none, the first of them makes it."""
+        tx.connection.execute("DELETE FROM sharing WHERE job = ?", (maker.job,))
+        tx.connection.execute("DELETE FROM making WHERE job = ?", (maker.job,))
+        rows = tx.connection.execute("SELECT job FROM sharing WHERE maker = ? ORDER BY number", (maker.job,)).fetchall()
+        waiting = [row["job"] for row in rows]
+        if not waiting:
+            return
+        if maker.state is State.DONE:
+            finished = Finished(job=maker.job, artefacts=maker.artefacts, gates=maker.gates, results=maker.results)
+            for job in waiting:
+                self.happen_elsewhere(job, TwinEnded(finished, ""), tx)
+            return
+        first, *others = waiting
+        assert maker.plan is not None and maker.plan.key is not None
+        tx.connection.execute("DELETE FROM sharing WHERE job = ?", (first,))
+        tx.connection.execute("INSERT INTO making VALUES (?, ?)", (maker.plan.key, first))
+        self.happen_elsewhere(first, TwinEnded(None, f"the job {maker.job} is {maker.state.value}"), tx)
+        for job in others:
+            tx.connection.execute("UPDATE sharing SET maker = ? WHERE job = ?", (first, job))
+            self.happen_elsewhere(job, Twin(first), tx)
+
+    def happen_elsewhere(self, job: str, happening: Happening, tx: Transaction) -> None:
+        """Let something happen to another job than the message is about, under that job's own trace."""
+        row = tx.connection.execute("SELECT route_call FROM jobs WHERE job = ?", (job,)).fetchone()
+        stored = tx.message(row["route_call"])
+        with tx.about(stored.traceparent if stored else None, job=job):
+            self.happen(job, happening, tx)
 
     def publish_fact(self, record: JobRecord, fact: Fact, tx: Transaction) -> None:
         seq = tx.event(record.job, fact.type, fact.data)

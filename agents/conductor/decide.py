@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from agents.conductor.record import Fact, JobRecord, evolve
 from protocol.errors import Code, LabError
-from protocol.job import Plan, PlanRequest, Report, RunRequest, State, StopRequest, Submitted
+from protocol.job import Finished, Plan, PlanRequest, Report, RunRequest, State, StopRequest, Submitted
 from protocol.machine import LeaseGrant, LeaseLost, LeaseRelease, LeaseRequest, Quote, QuoteRequest
 from protocol.money import ReleaseRequest, Reservation, ReserveRequest, SettleRequest
 
@@ -52,8 +52,25 @@ class Resume:
     """The pause after an interruption is over."""
 
 
+@dataclass(frozen=True)
+class Twin:
+    """Another job that has not ended makes the very same model. `plan` comes with the first word of it."""
+
+    job: str
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class TwinEnded:
+    """The job that this one waited for has ended. `finished` is its model; None: it has none."""
+
+    finished: Finished | None
+    reason: str
+
+
 Happening = (
-    Routed | Refused | CancelAsked | Stopped | Resume | Plan | Quote | Reservation | LeaseGrant | Report | LeaseLost
+    Routed | Refused | CancelAsked | Stopped | Resume | Plan | Twin | TwinEnded | Quote | Reservation | LeaseGrant | Report
+    | LeaseLost
 )
 
 
@@ -99,14 +116,25 @@ def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
         case Routed():
             decision.fact("routed", domain=record.route.domain, tier=record.route.tier, base=record.route.base)
             decision.call("job.plan", PlanRequest(job=record.job, request=record.request, route=record.route))
-        case Plan():
-            decision.fact("planned", plan=happening.model_dump(mode="json"))
-            decision.call(
-                "offer.quote",
-                QuoteRequest(
-                    job=record.job, tier=record.route.tier, plan=happening, budget_usd=record.request.budget_usd
-                ),
-            )
+        case Plan(finished=None):
+            planned(decision, happening)
+            quote(decision)
+        case Plan(finished=finished):
+            assert finished is not None
+            planned(decision, happening)
+            take(decision, finished)
+        case Twin():
+            if happening.plan is not None:
+                planned(decision, happening.plan)
+            decision.fact("sharing", job=happening.job)
+            decision.admitted = submitted(decision.record)
+        case TwinEnded(finished=None):
+            if record.sharing is not None:
+                decision.fact("alone", reason=happening.reason)
+                quote(decision)
+        case TwinEnded(finished=finished):
+            if record.sharing is not None and finished is not None:
+                take(decision, finished)
         case Quote():
             offer = happening.choice
             decision.fact("quoted", offer=offer.model_dump(mode="json"), rejected=happening.rejected)
@@ -142,10 +170,36 @@ def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
 
 def submitted(record: JobRecord) -> Submitted:
     """The answer to the submitter."""
+    message = f"watch it: meetara watch {record.job}"
+    if record.cached_from is not None:
+        message = f"nothing is trained: the job {record.cached_from} made this model from the same data and parameters"
+    elif record.sharing is not None:
+        message = f"{record.reason} {message}"
     return Submitted(
         job=record.job, state=record.state, domain=record.route.domain, tier=record.route.tier, base=record.route.base,
-        message=f"watch it: meetara watch {record.job}",
+        message=message,
     )  # fmt: skip
+
+
+def planned(decision: Decision, plan: Plan) -> None:
+    """Keep the plan; a finished model that came with it is told of by the job's end."""
+    decision.fact("planned", plan=plan.model_copy(update={"finished": None}).model_dump(mode="json"))
+
+
+def quote(decision: Decision) -> None:
+    """Ask what the planned job takes and costs."""
+    record = decision.record
+    assert record.plan is not None
+    decision.call(
+        "offer.quote",
+        QuoteRequest(job=record.job, tier=record.route.tier, plan=record.plan, budget_usd=record.request.budget_usd),
+    )
+
+
+def take(decision: Decision, finished: Finished) -> None:
+    """End with a model that another job has made: no quote, no reservation, no machine."""
+    finish(decision, "done", finished)
+    decision.admitted = submitted(decision.record)
 
 
 def provision(decision: Decision) -> None:
@@ -280,7 +334,9 @@ def cancel(decision: Decision) -> None:
     decision.call("job.stop", StopRequest(job=record.job, mode="cancel"), f":{record.fence}", to=record.lease.machine)
 
 
-def finish(decision: Decision, state: str, report: Report | None = None, reason: str | None = None) -> None:
+def finish(
+    decision: Decision, state: str, report: Report | Finished | None = None, reason: str | None = None
+) -> None:
     """Enter a final state: pay what was used, free the rest, give back the slot, forget what is still asked for."""
     record = decision.record
     lease = record.lease
@@ -292,6 +348,8 @@ def finish(decision: Decision, state: str, report: Report | None = None, reason:
             "gates": {name: gate.model_dump(mode="json") for name, gate in report.gates.items()},
             "results": {**report.results, "seconds_total": round(seconds, 2)},
         }
+    if isinstance(report, Finished):
+        data["cached_from"] = report.job
     decision.drop = ["job.plan", "offer.quote", "lease.request", "job.run", "job.stop"]
     waiting = record.state is State.PROVISIONING and lease is None
     decision.fact(state, **data)

@@ -32,7 +32,10 @@ class Fact(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """A job. `lease` is set while a factory holds it; `spent_micros` counts the leases that have ended."""
+    """A job. `lease` is set while a factory holds it; `spent_micros` counts the leases that have ended.
+
+    `sharing` is the job for whose model this one waits, `cached_from` the one that made the model that this one ended with.
+    """
 
     job: str
     digest: str
@@ -59,6 +62,8 @@ class JobRecord(BaseModel):
     gates: dict[str, Gate] = Field(default_factory=dict)
     results: dict[str, Any] = Field(default_factory=dict)
     reason: str | None = None
+    sharing: str | None = None
+    cached_from: str | None = None
 
     @property
     def final(self) -> bool:
@@ -70,10 +75,10 @@ class JobRecord(BaseModel):
         return JobSnapshot(
             job=self.job, state=self.state, stage=self.stage, attempt=self.attempt, domain=self.route.domain,
             tier=self.route.tier, profile=self.request.profile,
-            cost_usd=None if self.offer is None else self.spent_micros / 1e6,
+            cost_usd=None if self.offer is None and self.cached_from is None else self.spent_micros / 1e6,
             quality_percent=quality.value if quality else None, artefacts=self.artefacts, gates=self.gates,
             reason=self.reason, results=self.results, priority=self.request.priority,
-            machine=self.lease.machine if self.lease else None, at=self.updated_at,
+            machine=self.lease.machine if self.lease else None, cached_from=self.cached_from, at=self.updated_at,
         )  # fmt: skip
 
 
@@ -91,6 +96,10 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             change |= {"state": State.ROUTED}
         case "planned":
             change |= {"plan": Plan.model_validate(data["plan"])}
+        case "sharing":
+            change |= {"sharing": data["job"], "reason": f"waits for the job {data['job']}, which makes the same model."}
+        case "alone":
+            change |= {"sharing": None, "reason": None}
         case "quoted":
             change |= {"state": State.QUOTED, "offer": Offer.model_validate(data["offer"])}
         case "reserved":
@@ -122,7 +131,8 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             }
         case "done" | "failed" | "cancelled" | "refused":
             change |= ended_lease(record, at)
-            change |= {"state": State(fact.type), "reason": data.get("reason"), "cancelling": False}
+            change |= {"state": State(fact.type), "reason": data.get("reason"), "cancelling": False, "sharing": None}
+            change |= {"cached_from": data.get("cached_from")}
             change |= {
                 "artefacts": [Artefact.model_validate(item) for item in data.get("artefacts", [])] or record.artefacts,
                 "gates": {n: Gate.model_validate(g) for n, g in data.get("gates", {}).items()} or record.gates,

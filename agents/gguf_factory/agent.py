@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from agents.gguf_factory import machine
+from agents.gguf_factory.cache import Cache, look_up
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, trace
 from bus.lease import TTL
@@ -27,6 +28,8 @@ PLAN_ATTEMPTS = 3
 UNHEARD = 3 * TTL
 """Without a renewal for so long a job is checkpointed and given up: nobody may still be counting its cost."""
 
+Waiting = tuple[int, int, str, PlanRequest, str | None]
+"""A plan that is asked for: -priority, how many were asked for before, the call, its request, its trace."""
 PLANNERS = 2
 """Plans made at a time: each is a process of 100 MB for a second, and two hundred requests may come at once."""
 
@@ -56,8 +59,11 @@ class FactoryAgent(BaseAgent):
         self.processes: dict[str, JobProcess] = {}
         self.stop_calls: dict[str, list[str]] = {}
         self.leaving = False
-        self.plans: asyncio.PriorityQueue[tuple[int, int, str, PlanRequest, str | None]] = asyncio.PriorityQueue()
+        self.cache = Cache(self.home, self.configs.storage)
+        self.plans: asyncio.PriorityQueue[Waiting] = asyncio.PriorityQueue()
         self.plans_asked = 0
+        self.unused: dict[str, str] = {}
+        """By call: why a finished model is not taken."""
 
     def card(self) -> Card:
         free = machine.free_bytes(self.home)
@@ -89,8 +95,21 @@ class FactoryAgent(BaseAgent):
         request: PlanRequest = self.params(message)
         self.plans_asked += 1
         waiting = (-request.request.priority, self.plans_asked, message.id, request, message.traceparent)
-        tx.after_commit(lambda: self.plans.put_nowait(waiting))
+        tx.after_commit(lambda: self.spawn(self.find(waiting)))
         return DEFERRED
+
+    async def find(self, waiting: Waiting) -> None:
+        """Answer with a model that is finished already, before and beside those that must be planned."""
+        _, _, call, request, _ = waiting
+        found = await look_up(self.cache, request, self.configs.tiers)
+        if found.why:
+            self.log.warning("a finished model is not used", job=request.job, reason=found.why)
+            self.unused[call] = found.why
+        if found.plan is None:
+            self.plans.put_nowait(waiting)
+            return
+        self.log.info("finished already", job=request.job)
+        await self.answer(call, found.plan)
 
     async def answer_plans(self) -> None:
         """Answer the plans that are asked for, one after another, the most urgent first."""
@@ -108,6 +127,8 @@ class FactoryAgent(BaseAgent):
         result: Plan | LabError
         if "plan" in answer:
             result = Plan.model_validate(answer["plan"])
+            if why := self.unused.pop(call, ""):
+                result.warnings.append(why)
             self.log.info("planned", rows=result.rows, steps=result.steps)
         elif "error" in answer:
             result = LabError.from_body(ErrorBody.model_validate(answer["error"]))
@@ -115,7 +136,9 @@ class FactoryAgent(BaseAgent):
         else:
             result = LabError(Code.INTERNAL, answer["crash"], retry=Retry.LATER)
             self.log.error("planning crashed")
+        await self.answer(call, result)
 
+    async def answer(self, call: str, result: Plan | LabError) -> None:
         def reply() -> None:
             with self.transaction() as tx:
                 tx.reply(call, result)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agents.gguf_factory import child, toolchain
 from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.hashes import Hashes, file_sha256
 from agents.gguf_factory.job import Job, StageResult, never
 from protocol import Code, LabError
 
@@ -80,23 +81,21 @@ def convert_base(base: Path, home: Path, *, program: Path | None = None, stop: C
         Stopped: `stop` was true.
     """
     program = program or toolchain.converter()
-    target = home / "models" / identity(base) / FILE
+    target = home / "models" / identity(base, Hashes(home).sha256) / FILE
     if not target.is_file():
         convert(base, target, program=program, stop=stop)
     return target
 
 
-def identity(base: Path) -> str:
-    """Return the sha256 over names and contents of a base's weights, config and tokenizer, and of the converter."""
+def identity(base: Path, digest_of: Callable[[Path], str] = file_sha256) -> str:
+    """Return the sha256 over names and contents of a base's weights, config and tokenizer, and of the converter.
+
+    Args:
+        digest_of: gives a file's sha256; `hashes.Hashes.sha256` does not read large files again.
+    """
     digest = hashlib.sha256(toolchain.LIST_SHA256.encode())
     names = sorted({*(path.name for path in base.glob("*.safetensors")), *TOKENIZER_FILES})
     for name in names:
         if (path := base / name).is_file():
-            digest.update(f"{name}\0{file_sha256(path)}\n".encode())
+            digest.update(f"{name}\0{digest_of(path)}\n".encode())
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

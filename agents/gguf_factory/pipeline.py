@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import MANIFEST, Job, StageResult, Stopped
 from protocol.format import FORMAT, check_format
 from protocol.job import Stage
@@ -84,11 +85,11 @@ def finished(job: Job, stage: Stage, inputs: dict[str, str]) -> dict[str, Any] |
             return None
         for name, facts in manifest["files"].items():
             path = job.path(stage, name)
-            if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+            if path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
                 return None
         for facts in manifest["artefacts"]:
             place = urlsplit(facts["uri"])
-            if place.scheme == "file" and sha256(Path(unquote(place.path))) != facts["sha256"]:
+            if place.scheme == "file" and file_sha256(Path(unquote(place.path))) != facts["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # no manifest, or one that is not whole: the stage is done anew
@@ -112,7 +113,7 @@ def _run_one(job: Job, stage: Stage, function: StageRun, inputs: dict[str, str])
         "inputs": inputs,
         "parameters": job.parameters,
         "files": {
-            path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
             for path in result.files
         },
         "results": result.results,
@@ -137,12 +138,6 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _output_digest(manifest: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from agents.gguf_factory import base as bases
 from agents.gguf_factory import chat, data, machine, packing, sizes
 from agents.gguf_factory.base import Base
 from agents.gguf_factory.dataset import Row
+from agents.gguf_factory.fingerprint import fingerprint, key
+from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.light import LightTokenizer
 from configs import Parameters, Tier
@@ -259,4 +261,9 @@ def run(job: Job) -> StageResult:
     file.write_text(json.dumps(job.run.plan.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     chosen = Parameters(**{name: job.parameters[name] for name in Parameters.model_fields})
     predicted = uncalibrated_seconds(base.parameters, job.run.plan.steps, chosen, machine.flops(job.home))
-    return StageResult(files=[file], results={"base": str(base.folder), "uncalibrated_seconds": predicted})
+    tiers = configs.load().tiers
+    made_from = fingerprint(job.run.request, job.run.route, tiers, Hashes(job.home), job.parameters)
+    return StageResult(
+        files=[file],
+        results={"base": str(base.folder), "uncalibrated_seconds": predicted, "fingerprint": key(made_from)},
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.gguf_factory import card, convert, pipeline, quantise, toolchain
+from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import MANIFEST, Job, StageResult
 from protocol.format import FORMAT
 from protocol.job import Artefact, Stage
@@ -26,12 +27,12 @@ def run(job: Job) -> StageResult:
         FileNotFoundError: a stage before this one is not finished.
     """
     source = job.path("quantise", quantise.file_name(job))
-    digest = convert.file_sha256(source)
+    digest = file_sha256(source)
     store = job.home / "artefacts" / digest
     store.mkdir(parents=True, exist_ok=True)
     job.progress(note="publishing")
     target = store / source.name
-    if not (target.is_file() and convert.file_sha256(target) == digest):
+    if not (target.is_file() and file_sha256(target) == digest):
         copy_durably(source, target)
     facts = manifest(job, source, digest)
     papers = names(store, job.run.job)
@@ -84,7 +85,7 @@ def base_name(base: str) -> str:
 
 def artefact(kind: str, path: Path) -> Artefact:
     """Describe a stored file."""
-    return Artefact(kind=kind, uri=path.resolve().as_uri(), sha256=convert.file_sha256(path), bytes=path.stat().st_size)
+    return Artefact(kind=kind, uri=path.resolve().as_uri(), sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
 def copy_durably(source: Path, target: Path) -> None:

@@ -109,7 +109,9 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
         from agents.gguf_factory import pipeline
 
         manifests = pipeline.run(job, report)
-        lines.write({"kind": "done", **_outcome(manifests)})
+        outcome = _outcome(manifests)
+        _keep(job, manifests[Stage.PLAN]["results"], outcome)
+        lines.write({"kind": "done", **outcome})
         _remember(job, manifests)
     except Stopped as stopped:
         stage = stopped.args[0] if stopped.args else lines.stage
@@ -189,6 +191,25 @@ def _outcome(manifests: Mapping[Stage, Mapping[str, Any]]) -> dict[str, Any]:
     return {"artefacts": artefacts, "gates": gates, "results": results}
 
 
+def _keep(job: Job, planned: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Put the model into the cache, if what it was made from is now as it was when the job began."""
+    import configs
+    from agents.gguf_factory.cache import Cache
+    from agents.gguf_factory.fingerprint import fingerprint, key
+    from agents.gguf_factory.hashes import Hashes
+
+    try:
+        lab = configs.load()
+        facts = fingerprint(job.run.request, job.run.route, lab.tiers, Hashes(job.home), job.parameters)
+        name = key(facts)
+        if name == planned.get("fingerprint"):
+            Cache(job.home, lab.storage).keep(name, job.run, outcome, facts)
+        else:
+            log.warning("not kept for the same request: base, code or configuration changed while the job ran")
+    except (LabError, OSError) as error:  # the model is finished and proven; that it is not remembered costs time, not it
+        log.warning("not kept for the same request", reason=str(error))
+
+
 def _remember(job: Job, manifests: Mapping[Stage, Mapping[str, Any]]) -> None:
     """Keep what the job took, so that the next plan on this base is better."""
     from agents.gguf_factory import machine
@@ -201,10 +222,19 @@ def _remember(job: Job, manifests: Mapping[Stage, Mapping[str, Any]]) -> None:
 
 def make_plan(text: str, home: Path) -> dict[str, Any]:
     """Return {"plan": …} or {"error": …} for a PlanRequest's JSON."""
+    import configs
+    from agents.gguf_factory.cache import Cache
     from agents.gguf_factory.plan import plan
 
     try:
-        return {"plan": plan(PlanRequest.model_validate_json(text), home).model_dump(mode="json")}
+        request, lab = PlanRequest.model_validate_json(text), configs.load()
+        made = plan(request, home, lab.tiers)
+        # The agent has looked already, but not where data sets are far away, and not since another job has ended.
+        found = Cache(home, lab.storage).find(request, lab.tiers, made.parameters)
+        made = found.plan or made.model_copy(
+            update={"key": found.key, "warnings": [*made.warnings, *([found.why] if found.why else [])]}
+        )
+        return {"plan": made.model_dump(mode="json")}
     except ValidationError as error:
         return {"error": LabError.from_validation(error, "plan request").body().model_dump(mode="json")}
     except LabError as error:

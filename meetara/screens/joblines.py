@@ -166,9 +166,12 @@ class JobLines:
         if job.state in FINAL:
             age = show.ago(max(0.0, (self.now - job.at).total_seconds()))
             reason = "" if job.state is State.DONE or not job.reason else f": {' '.join(job.reason.split())}"
+            if job.cached_from:
+                reason = f" from the cache: {job.cached_from} made it"
             return Text.assemble((job.state.value, colour), (f" {age}", "dim"), reason)
         urgent = PRIORITIES.get(job.priority)
-        return Text.assemble(WAITS.get(job.state, job.state.value), (f" · {urgent}" if urgent else "", "bold yellow"))
+        waits = job.reason.rstrip(".") if job.state is State.ROUTED and job.reason else WAITS.get(job.state, job.state.value)
+        return Text.assemble(waits, (f" · {urgent}" if urgent else "", "bold yellow"))
 
     def _loss(self, job: JobSnapshot, numbers: dict[str, Text], width: int) -> Text:
         if not numbers["loss"]:

@@ -42,7 +42,9 @@ def rows(snapshot: JobSnapshot) -> list[tuple[str, str]]:
     def gate(name: str) -> float | None:
         return snapshot.gates[name].value if name in snapshot.gates else None
 
+    made = [("made by", f"the job {snapshot.cached_from}, from the same data and parameters; nothing was trained now")]
     return [
+        *(made if snapshot.cached_from else []),
         ("file", file_path(snapshot) or results.get("kept") or "none"),
         ("sha256", gguf.sha256 if gguf else "none"),
         ("bytes", show.count(gguf.bytes if gguf else results.get("bytes"))),

@@ -10,8 +10,9 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from protocol import Code, JobSnapshot, LabError, Progress
-from protocol.job import JobEvent, Stage, State
+from bus import Client
+from protocol import Code, JobSnapshot, LabError, Progress, TrainRequest
+from protocol.job import Empty, JobEvent, Stage, State
 from tests.integration.lab import (
     DOMAIN,
     Ground,
@@ -51,7 +52,7 @@ async def test_a_published_request_becomes_a_file_and_stays_one_job(lab: Running
         check_progress(ears.all(Progress), lab)
 
         before = len(ears.heard)
-        request = ground.request().model_copy(update={"dataset": ground.rows.as_uri()})
+        request = ground.request(dataset=ground.rows.as_uri(), use_cache=True)
         first = await submit(client, JOB, request)
         second = await submit(client, JOB, request)
         assert first == second and first.job == JOB
@@ -65,9 +66,24 @@ async def test_a_published_request_becomes_a_file_and_stays_one_job(lab: Running
         assert "another body" in json.loads(letter)["reason"]
         assert await events_of(client, JOB) == events and len(ears.heard) == before, "nothing happened again"
         await settled(client, JOB)
+        await check_the_same_under_another_id(client, request, final)
 
     await check_commands(lab, final, events)
     await check_logs(lab)
+
+
+async def check_the_same_under_another_id(client: Client, request: TrainRequest, first: JobSnapshot) -> None:
+    """Nothing is quoted, reserved, leased or trained; the file is the first job's, and the answer says so."""
+    again = "published-again"
+    async with listening(client, again) as ears:
+        said = await submit(client, again, request)
+        assert said.state is State.DONE and f"the job {JOB} made this model" in said.message
+        final = await ears.end(client)
+    assert (final.state, final.cached_from, final.cost_usd, final.attempt) == (State.DONE, JOB, 0.0, 0)
+    assert (final.artefacts, final.gates) == (first.artefacts, first.gates)
+    assert [event.type for event in await events_of(client, again)] == ["submitted", "routed", "planned", "done"]
+    report = await client.call("budget.report", Empty(), timeout=60)
+    assert again not in report.jobs and again not in {item.job for item in report.open_reservations}
 
 
 async def check_logs(lab: RunningLab) -> None:

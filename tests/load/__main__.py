@@ -96,7 +96,8 @@ async def measure(lab: RunningLab, ground: Ground, count: int, seed: int) -> dic
     chance = random.Random(seed)
     jobs = {f"load-{number:03}": chance.choice((1, 1, 1, 2, 3)) for number in range(count)}
     bodies = [
-        {"id": job, "domain": "time_management", "dataset": ground.rows.as_uri(), "priority": priority, "parameters": SHORT}
+        {"id": job, "domain": "time_management", "dataset": ground.rows.as_uri(), "priority": priority, "parameters": SHORT,
+         "use_cache": False}
         for job, priority in jobs.items()
     ]
     samples: dict[str, list[tuple[float, int]]] = defaultdict(list)

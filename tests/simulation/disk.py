@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from protocol.job import Finished
+
 Trouble = Literal["locked", "full", "spilled"]
 """locked: another program holds the write lock longer than SQLite waits. full: a commit finds no space. spilled: already a
 statement finds none, because its transaction is larger than the cache."""
@@ -99,6 +101,7 @@ class Disk:
     def __init__(self) -> None:
         self.trouble: Trouble | None = None
         self.checkpoints: dict[str, int] = {}
+        self.models: dict[str, Finished] = {}
         self._files: dict[str, sqlite3.Connection] = {}
 
     def open(self, path: Path, passing: Callable[[str], None], committed: Callable[[], None]) -> Opened:

@@ -34,6 +34,7 @@ OPEN = {
 }
 """What every agent's store must not hold when all is quiet."""
 OWN = {
+    "conductor": {"making": "SELECT job FROM making", "sharing": "SELECT job FROM sharing"},
     "gpu_orchestrator": {
         "leases": "SELECT job FROM leases", "waiting": "SELECT message FROM waiting", "quotes": "SELECT message FROM quotes",
     },
@@ -104,6 +105,14 @@ class Invariants:
             if self.texts.get(job) != text:
                 self.texts[job] = text
                 self._record(job, self.records.get(job), json.loads(text))
+        makers = [
+            job for job, record in self.records.items()
+            if (record["plan"] or {}).get("key") and not record["sharing"] and record["state"] not in FINAL_WORDS
+        ]  # fmt: skip
+        self._must(len(makers) <= 1, f"{makers} make one model at the same time")
+        for job, record in self.records.items():
+            maker = record["sharing"]
+            self._must(maker is None or maker in makers, f"{job} waits for {maker}, which makes nothing")
 
     def _record(self, job: str, old: dict[str, Any] | None, new: dict[str, Any]) -> None:
         self.records[job] = new

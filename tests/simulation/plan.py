@@ -44,6 +44,7 @@ class Request:
     cancel: int | None = None  # tenths of a second after `at`
     plannable: str = "yes"  # yes, no, crash
     mishaps: tuple[Mishap, ...] = ()
+    shared: bool = False  # what it asks for is the same model as every other shared request's
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def _request(dice: Random) -> Request:
             Mishap(dice.choice(("crash", "never", "later", "other-worker")), dice.randint(0, 2))
             for _ in range(dice.choice((0, 0, 0, 1, 2, 3)))
         ),
+        shared=dice.random() < 0.5,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ from protocol.job import Report
 from tests.simulation import people, wire
 from tests.simulation.broker import Broker, Message
 from tests.simulation.disk import Disk, Killed, Opened
-from tests.simulation.factory import FORECAST, JobProcess, make_plan
+from tests.simulation.factory import FORECAST, JobProcess, look_up, make_plan
 from tests.simulation.invariants import Invariants
 from tests.simulation.loop import Loop, Spinning
 from tests.simulation.plan import FACTORIES, Fault, Mishap, Plan, Request
@@ -305,10 +305,13 @@ class World:
         """What goes wrong in the next run of a job's process."""
         left = self._mishaps.get(job)
         if left is None:
-            rows = self.nodes["conductor"].read(f"SELECT record FROM jobs WHERE job = '{job}'")
-            request = self.request_of(json.loads(rows[0]["record"])["request"]["dataset"])
-            left = self._mishaps[job] = list(request.mishaps)
+            left = self._mishaps[job] = list(self.request_of_job(job).mishaps)
         return left.pop(0) if left else None
+
+    def request_of_job(self, job: str) -> Request:
+        """The request of the plan that has become this job."""
+        rows = self.nodes["conductor"].read(f"SELECT record FROM jobs WHERE job = '{job}'")
+        return self.request_of(json.loads(rows[0]["record"])["request"]["dataset"])
 
     def ready(self) -> bool:
         """Whether the broker keeps requests for the router: `meetara up` lets nobody in before."""
@@ -444,7 +447,7 @@ class World:
             (secrets, "token_hex", lambda size: self.random.randbytes(size).hex()),
             (protocol.ids, "time", hours), (ConductorAgent, "happen", watched),
             (bus.agent, "version", lambda name: "0"), (SignOfLife, "show", lambda sign, now: None),  # slow, and not looked at
-            (factory, "JobProcess", JobProcess), (factory, "make_plan", make_plan),
+            (factory, "JobProcess", JobProcess), (factory, "make_plan", make_plan), (factory, "look_up", look_up),
             (factory.machine, "free_bytes", lambda home: 1 << 40), (factory.machine, "memory_bytes", lambda: 64 << 30),
         ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agents.gguf_factory import pipeline
+from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import Job, StageResult, Stopped
 from protocol.job import Artefact, Stage
 from tests.agents.gguf_factory.bases import make_base
@@ -74,7 +75,7 @@ def test_a_stage_whose_artefact_was_removed_is_done_again(job: Job, tmp_path: Pa
 
     def publish(job: Job) -> StageResult:
         stored.write_bytes(b"GGUF")
-        item = Artefact(kind="gguf", uri=stored.as_uri(), sha256=pipeline.sha256(stored), bytes=4)
+        item = Artefact(kind="gguf", uri=stored.as_uri(), sha256=file_sha256(stored), bytes=4)
         return StageResult(artefacts=[item])
 
     stages = ((Stage.PUBLISH, publish),)
