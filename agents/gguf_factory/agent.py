@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agents.gguf_factory import machine
+from agents.gguf_factory import machine, recovery
 from agents.gguf_factory.cache import Cache, look_up
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, trace
@@ -242,9 +242,8 @@ class FactoryAgent(BaseAgent):
             if not self.current(run, tx):
                 return
             if not stops and not self.leaving:
-                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-                reason = f"the job's process {how} without a word; see {process.folder / 'log.txt'}."
-                self.report(run, "failed", tx, reason=reason, retry="later")
+                reason, retry = recovery.ended(status, str(process.folder / "log.txt"))
+                self.report(run, "failed", tx, reason=reason, retry=retry.value)
             elif self.leaving:
                 self.report(run, "interrupted", tx, reason="the factory stopped before the job could checkpoint.")
             self.forget(run.job, tx)

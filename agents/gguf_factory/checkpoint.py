@@ -1,8 +1,8 @@
-"""Training checkpoints on disk: tensors and a JSON meta, hashed, complete or absent.
+"""Training checkpoints: one file each, whose name tells its order and the hash of its bytes; complete or absent.
 
-A checkpoint is a folder that appears by one rename after everything in it was written and synced, so a kill leaves
-the old ones or the new one. Loading believes nothing: every file's sha256 is compared, and a damaged checkpoint is
-passed over for the one before it. Knows nothing of models or optimisers.
+A checkpoint appears by one rename after it was written, hashed and synced, so a kill leaves the old ones or the new one.
+Loading believes nothing: a file whose bytes do not have the hash of its name is passed over for the one before it.
+Knows nothing of models or optimisers.
 """
 
 from __future__ import annotations
@@ -10,20 +10,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-TENSORS = "state.safetensors"
-META = "meta.json"
-PREFIX = "checkpoint-"
 KEEP = 2  # the newest, and one to fall back on when the disk damaged it
+NAME = re.compile(r"checkpoint-(\d{6,})(-pinned)?-([0-9a-f]{64})\.safetensors")
+TEMPORARY = ".checkpoint"  # one at a time: a folder belongs to one process
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a checkpoint's file name says. A pinned one is kept until a newer one is pinned."""
+
+    number: int
+    pinned: bool
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"checkpoint-{self.number:06d}{'-pinned' if self.pinned else ''}-{self.sha256}.safetensors"
+
+    @property
+    def short(self) -> str:
+        return f"checkpoint-{self.number:06d}"
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """Return the name's parts, None for the name of another file."""
+        found = NAME.fullmatch(text)
+        return cls(int(found[1]), found[2] is not None, found[3]) if found else None
 
 
 @dataclass
@@ -42,66 +63,69 @@ class Found:
     damaged: list[str] = field(default_factory=list)
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int = KEEP) -> Path:
-    """Write a checkpoint as the newest in `folder` and remove all but the newest `keep`.
+def save(
+    folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, pinned: bool = False, keep: int = KEEP
+) -> Path:
+    """Write a checkpoint as the newest in `folder`; of the others the newest `keep` - 1 and the newest pinned one stay.
 
     Raises:
-        OSError: the disk is full or not writable; older checkpoints are untouched.
+        OSError, SafetensorError: the disk is full or not writable; older checkpoints are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f".{PREFIX}*"):
-        shutil.rmtree(leftover)
-    existing = numbered(folder)
-    number = existing[-1][0] + 1 if existing else 1
-    target = folder / f"{PREFIX}{number:06d}"
-    temporary = folder / f".{target.name}"
-    temporary.mkdir()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
-    content = {"meta": dict(meta), "sha256": {TENSORS: sha256(temporary / TENSORS)}}
-    seal = hashlib.sha256(canonical(content)).hexdigest()
-    (temporary / META).write_text(json.dumps({**content, "seal": seal}), encoding="utf-8")
-    for path in (temporary / TENSORS, temporary / META, temporary):
-        sync(path)
-    temporary.rename(target)
+    existing = names(folder)
+    temporary = folder / TEMPORARY
+    temporary.unlink(missing_ok=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, temporary, metadata={"meta": json.dumps(dict(meta))})
+    sync(temporary)
+    name = Name(existing[-1].number + 1 if existing else 1, pinned, sha256(temporary))
+    target = temporary.replace(folder / str(name))
     sync(folder)
-    for _, old in existing[: max(0, len(existing) + 1 - keep)]:
-        shutil.rmtree(old)
+    for old in outdated([*existing, name], keep):
+        (folder / str(old)).unlink()
     return target
 
 
-def load(folder: Path) -> Found:
-    """Return the newest checkpoint whose hashes agree, with a sentence about each newer one that is damaged."""
+def load(folder: Path, *, pinned: bool = False) -> Found:
+    """Return the newest checkpoint whose hash agrees, with a sentence about each newer one that is damaged.
+
+    Args:
+        pinned: look at pinned ones only.
+    """
     found = Found()
-    for _, path in reversed(numbered(folder)):
+    for name in reversed([name for name in names(folder) if name.pinned or not pinned]):
         try:
-            found.checkpoint = read(path)
+            found.checkpoint = read(folder / str(name), name.sha256)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            found.damaged.append(f"{path.name} is damaged ({error})")
+            found.damaged.append(f"{name.short} is damaged ({error})")
             continue
         break
     return found
 
 
-def read(path: Path) -> Checkpoint:
-    """Read one checkpoint folder.
+def read(path: Path, wanted: str) -> Checkpoint:
+    """Read one checkpoint whose bytes must have the sha256 `wanted`.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, SafetensorError: a file is missing, cut or changed.
+        OSError, ValueError, KeyError, TypeError, SafetensorError: the file is missing, cut or changed.
     """
-    content = json.loads((path / META).read_text(encoding="utf-8"))
-    seal = content.pop("seal")
-    if hashlib.sha256(canonical(content)).hexdigest() != seal:
-        raise ValueError(f"the hash of {META} differs")
-    for name, wanted in content["sha256"].items():
-        if sha256(path / name) != wanted:
-            raise ValueError(f"the hash of {name} differs")
-    return Checkpoint(load_file(path / TENSORS), content["meta"])
+    if sha256(path) != wanted:
+        raise ValueError("its hash differs")
+    with safe_open(path, "pt") as file:
+        meta = json.loads((file.metadata() or {})["meta"])
+    return Checkpoint(load_file(path), meta)
 
 
-def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """Return number and folder of each finished checkpoint, oldest first."""
-    pairs = [(path.name.removeprefix(PREFIX), path) for path in folder.glob(f"{PREFIX}*")]
-    return sorted((int(number), path) for number, path in pairs if number.isdigit())
+def names(folder: Path) -> list[Name]:
+    """Return the names of the finished checkpoints in a folder, oldest first."""
+    found = [Name.read(path.name) for path in folder.glob("checkpoint-*")]
+    return sorted((name for name in found if name is not None), key=lambda name: name.number)
+
+
+def outdated(kept: list[Name], keep: int = KEEP) -> list[Name]:
+    """Return which of the checkpoints, oldest first, are neither of the newest `keep` nor the newest pinned one."""
+    pinned = next((name for name in reversed(kept) if name.pinned), None)
+    return [name for name in kept[: max(0, len(kept) - keep)] if name is not pinned]
 
 
 def canonical(content: dict[str, Any]) -> bytes:

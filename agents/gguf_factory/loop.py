@@ -1,4 +1,5 @@
-"""The training loop: exact effective batches out of micro-batches, checkpoints, exact resume, recovery from OOM.
+"""The training loop: exact effective batches out of micro-batches, checkpoints, exact resume, recovery from lack of
+memory and from divergence.
 
 A run is a function of its rows, schedule, settings and number of threads: interrupted anywhere, also between the
 micro-batches of a step, and started again on the same folder, it ends with the same bits. Does not know about jobs.
@@ -17,16 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.gguf_factory import checkpoint
+from agents.gguf_factory import checkpoint, divergence, recovery
 from agents.gguf_factory.job import Stopped, never, silent
 from agents.gguf_factory.lora import Network
+from agents.gguf_factory.recovery import Action, Diverged
 from agents.gguf_factory.rows import Rows, Schedule
 from protocol import Code, LabError, Retry
 
 WINDOW = 20  # steps over which the speed is shown: a few seconds on the starter base
 REPORT_SECONDS = 0.5  # a person cannot read faster, and each report is a message
 SAVE_SECONDS = 15.0  # the most work that a kill costs
-OUT_OF_MEMORY = ("not enough memory", "alloc", "out of memory")  # RuntimeErrors of torch's CPU allocator
+LEAST_RATE = 1 / 4  # of the learning rate asked for: two divergences are mended, as a job has three attempts
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class History:
     seconds: float = 0.0
     micro_batch: int = 0
     notes: list[str] = field(default_factory=list)
+    rates: list[tuple[int, float]] = field(default_factory=list)
+    """From which step on which share of the learning rate was used; empty: all of it."""
+
+    def rate(self, step: int) -> float:
+        """Return the share of the learning rate that was in force at a step."""
+        return next((share for since, share in reversed(self.rates) if since <= step), 1.0)
 
     def held_out_at(self, step: int) -> float | None:
         return next((point["loss"] for point in self.held_out if point["step"] == step), None)
@@ -88,16 +96,26 @@ class Loop:
         self.network, self.rows, self.held_out = network, rows, held_out
         self.schedule, self.settings, self.folder, self.identity = schedule, settings, folder, identity
         self.report, self.stop, self.now, self.note, self.later = report, stop, now, note, later
-        self.history = History(micro_batch=settings.micro_batch)
-        self.taken = 0  # rows of the current step that are already in the gradients
-        self.partial = 0.0  # their share of the step's loss
+        self.fresh = {name: parameter.detach().clone() for name, parameter in network.parameters.items()}
         self.optimiser = torch.optim.AdamW(
             list(network.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.window: deque[tuple[float, int]] = deque(maxlen=WINDOW)
         self.saved_at = self.reported_at = -math.inf
         self.saved_place: tuple[int, int] | None = None
-        torch.manual_seed(settings.seed)
+        self.begin(settings.micro_batch)
+
+    def begin(self, micro_batch: int) -> None:
+        """Put everything to where the run begins."""
+        self.history = History(micro_batch=micro_batch)
+        self.taken = 0  # rows of the current step that are already in the gradients
+        self.partial = 0.0  # their share of the step's loss
+        self.optimiser.state.clear()
+        with torch.no_grad():
+            for name, parameter in self.network.parameters.items():
+                parameter.copy_(self.fresh[name])
+                parameter.grad = None
+        torch.manual_seed(self.settings.seed)
         self.step_rng = self.rng()
 
     def run(self, evaluate_at: set[int]) -> History:
@@ -105,18 +123,35 @@ class Loop:
 
         Raises:
             Stopped: a stop was asked for; everything is saved.
-            LabError: INTERNAL when the loss is not a number, NO_CAPACITY when one row does not fit into memory.
+            Diverged: the loss exploded or is no number, also at a quarter of the learning rate.
+            LabError: NO_CAPACITY when one row does not fit into memory.
         """
         self.resume()
         self.saved_at = self.now()
-        self.evaluate(evaluate_at)
-        while self.history.step < len(self.schedule.batches):
-            self.step()
-            self.evaluate(evaluate_at)
-            self.keep(self.history.step % self.settings.save_steps == 0)
+        while True:
+            try:
+                self.evaluate(evaluate_at)
+                if self.history.step == len(self.schedule.batches):
+                    break
+                self.step()
+            except Exception as error:
+                match recovery.action(error):
+                    case Action.HALVE:
+                        self.shrink(error)
+                    case Action.LOWER_RATE:
+                        self.rewind(error)
+                    case _:
+                        raise
+                continue
+            self.keep(self.milestone)
         if self.saved_place != (self.history.step, 0):
             self.save()
         return self.history
+
+    @property
+    def milestone(self) -> bool:
+        """Whether a step that is a multiple of `save_steps` has just been finished; those are saved in every run."""
+        return self.taken == 0 and self.history.step % self.settings.save_steps == 0
 
     def step(self) -> None:
         """Compute the rest of one optimiser step."""
@@ -128,12 +163,8 @@ class Loop:
             started = self.now()
             part = rows[self.taken : self.taken + history.micro_batch]
             batch = self.rows.take(part)
-            try:
-                loss = self.network.loss(batch) / supervised
-                loss.backward()
-            except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-                self.shrink(error)
-                continue
+            loss = self.network.loss(batch) / supervised
+            loss.backward()
             self.partial += float(loss.detach())
             if not math.isfinite(self.partial):
                 raise self.diverged("loss", self.partial)
@@ -147,10 +178,12 @@ class Loop:
         if not math.isfinite(norm):
             raise self.diverged("gradient", norm)
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * self.schedule.scale(history.step)
+            group["lr"] = settings.learning_rate * history.rate(history.step) * self.schedule.scale(history.step)
         self.optimiser.step()
         self.optimiser.zero_grad()
         history.losses.append(self.partial)
+        if divergence.exploded(history.losses):
+            raise self.diverged("loss", self.partial)
         history.step += 1
         tokens = int(self.rows.lengths[rows].sum())
         history.tokens += tokens
@@ -165,20 +198,14 @@ class Loop:
 
         Raises:
             LabError: NO_CAPACITY, a single row does not fit.
-            BaseException: the error itself, where it is not about memory.
         """
-        text = str(error).lower()
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and not any(words in text for words in OUT_OF_MEMORY):
-            raise error
         history = self.history
         if history.micro_batch == 1:
             raise LabError(
                 Code.NO_CAPACITY,
                 f"one row of {self.rows.input_ids.shape[1]} tokens does not fit into memory at step {history.step}.",
-                advice="Lower parameters.seq_len, or choose a smaller base or a machine with more memory.",
-                retry=Retry.OTHER_WORKER,
-            ) from error
+                advice=recovery.TABLE[MemoryError].advice, retry=Retry.OTHER_WORKER,
+            ) from error  # fmt: skip
         history.micro_batch = math.ceil(history.micro_batch / 2)
         history.notes.append(f"out of memory at step {history.step}: micro-batch is now {history.micro_batch} rows")
         self.optimiser.zero_grad()
@@ -186,18 +213,50 @@ class Loop:
         self.taken, self.partial = 0, 0.0
         self.set_rng(self.step_rng)
 
-    def diverged(self, what: str, value: float) -> LabError:
-        return LabError(
+    def rewind(self, error: Exception) -> None:
+        """Go on with half the learning rate: at first from the last good checkpoint, the second time from the beginning.
+
+        A good one is of a milestone, so that it does not depend on when the run was interrupted, and its loss was sound;
+        weights that are harmed already may not show it, hence the beginning.
+
+        Raises:
+            Exception: the error itself, where the rate was halved often enough.
+        """
+        failed, rate = self.history, self.history.rate(self.history.step) / 2
+        if rate < LEAST_RATE:
+            raise error
+        good = checkpoint.load(self.folder, pinned=True).checkpoint
+        if good is not None and good.meta["identity"] == self.identity and not failed.rates:
+            self.take_up(good)
+        else:
+            self.begin(failed.micro_batch)
+        self.network.dropout.forget()
+        history = self.history
+        history.rates = [*failed.rates, (history.step, rate)]
+        lower = f"went back to step {history.step}, the learning rate is now {self.settings.learning_rate * rate:g}"
+        history.notes = [*failed.notes, f"{str(error).partition(';')[0]}: {lower}"]
+        history.seconds, history.computed = failed.seconds, failed.computed  # they were spent
+        self.window.clear()
+        self.save()
+
+    def diverged(self, what: str, value: float) -> Diverged:
+        rate = self.settings.learning_rate * self.history.rate(self.history.step)
+        how = "exploded to" if math.isfinite(value) else "became"
+        return Diverged(
             Code.INTERNAL,
-            f"the {what} became {value} at step {self.history.step}; the last checkpoint is kept.",
-            advice=f"Lower parameters.learning_rate (it was {self.settings.learning_rate:g}).",
+            f"the {what} {how} {value:.3g} at step {self.history.step}; the last good checkpoint is kept.",
+            advice=f"Lower parameters.learning_rate (it was {rate:g}).",
             field="parameters.learning_rate",
             step=self.history.step,
         )
 
     @torch.no_grad()
     def evaluate(self, at: set[int]) -> None:
-        """Measure the held-out loss, if the current step is one of `at` and was not measured yet."""
+        """Measure the held-out loss, if the current step is one of `at` and was not measured yet.
+
+        Raises:
+            Diverged: it shows that what the base knew is lost.
+        """
         if self.history.step not in at or self.history.held_out_at(self.history.step) is not None:
             return
         self.network.peft.eval()
@@ -206,6 +265,9 @@ class Loop:
             batch = self.held_out.take(range(start, min(start + size, len(self.held_out))))
             nats += float(self.network.loss(batch))
         loss = nats / int(self.held_out.supervised.sum())
+        before = self.history.held_out_at(0)
+        if not math.isfinite(loss) or (before is not None and divergence.ruined(loss, before)):
+            raise self.diverged("held-out loss", loss)
         self.history.held_out.append({"step": self.history.step, "loss": loss})
 
     def keep(self, due: bool) -> None:
@@ -227,7 +289,8 @@ class Loop:
         meta = {
             "identity": self.identity, "history": vars(self.history), "taken": self.taken, "partial": self.partial,
         }  # fmt: skip
-        checkpoint.save(self.folder, tensors, meta)
+        sound = self.milestone and divergence.sound(self.history.losses)
+        checkpoint.save(self.folder, tensors, meta, pinned=sound)
         self.saved_at, self.saved_place = self.now(), (self.history.step, self.taken)
 
     def resume(self) -> None:
@@ -235,16 +298,20 @@ class Loop:
         found = checkpoint.load(self.folder)
         saved = found.checkpoint
         if saved is not None and saved.meta["identity"] == self.identity:
-            self.history = History(**saved.meta["history"])
-            self.taken, self.partial = saved.meta["taken"], saved.meta["partial"]
-            self.restore(saved.tensors)
+            self.take_up(saved)
             self.saved_place = (self.history.step, self.taken)
         elif saved is not None:
             self.history.notes.append("the checkpoint found belongs to other data or parameters; training began anew")
         self.history.notes += found.damaged
 
+    def take_up(self, saved: checkpoint.Checkpoint) -> None:
+        self.history = History(**saved.meta["history"])
+        self.taken, self.partial = saved.meta["taken"], saved.meta["partial"]
+        self.restore(saved.tensors)
+
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.optimiser.state.clear()
         for name, parameter in self.network.parameters.items():
             parameter.copy_(tensors[f"adapter.{name}"])
             state: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from agents.gguf_factory.checkpoint import canonical, sha256
 from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.loop import History, Loop, Settings
 from agents.gguf_factory.lora import Network, load_base
+from agents.gguf_factory.recovery import Diverged
 from agents.gguf_factory.rows import Rows, Schedule
 from protocol import Code, LabError
 
@@ -111,7 +112,8 @@ def run(job: Job) -> StageResult:
 
     Raises:
         Stopped: a stop was asked for; the checkpoint is written.
-        LabError: BAD_DATA, CONFIGURATION, NO_CAPACITY, or INTERNAL when the loss is not a number.
+        Diverged: the loss exploded or is no number, at every learning rate that was tried.
+        LabError: BAD_DATA, CONFIGURATION or NO_CAPACITY.
     """
     slots = os.environ.get("MEETARA_SLOTS", "")
     torch.set_num_threads(threads(os.environ, psutil.cpu_count(logical=False), int(slots) if slots.isdigit() else 1))
@@ -135,7 +137,9 @@ def run(job: Job) -> StageResult:
         options.save_steps, options.seed,
     )  # fmt: skip
 
-    def loop(name: str, rows: Rows, schedule: Schedule, source: Path, later: int, note: str) -> Loop:
+    def loop(
+        name: str, rows: Rows, schedule: Schedule, source: Path, later: int, note: str, settings: Settings = settings
+    ) -> Loop:
         return Loop(
             network, rows, held_out, schedule, settings, folder / name, identity=identity(job, options, source),
             report=job.progress, stop=job.stop, later=later, note=note,
@@ -145,6 +149,7 @@ def run(job: Job) -> StageResult:
     true = loop("checkpoints", rows, schedule, data / "packed.safetensors", at, "").run(evaluate_at)
     files = network.save(folder / "adapter", job.run.route.base)
     control: History | None = None
+    notes: list[str] = []
     if at:
         with torch.no_grad():
             for name, parameter in network.parameters.items():
@@ -152,10 +157,17 @@ def run(job: Job) -> StageResult:
         source = data / "control.safetensors"
         twin = Rows.load(source)
         same_rates = schedule.control(len(twin), steps=at, batch=options.batch_size, seed=options.seed)
-        control = loop("control", twin, same_rates, source, 0, "control").run({at})
+        same = replace(settings, learning_rate=settings.learning_rate * true.rate(at))
+        try:
+            control = loop("control", twin, same_rates, source, 0, "control", same).run({at})
+        except Diverged as error:  # the lesson is not measured then; what was learned is none the worse
+            notes.append(f"control: {error.message}")
     curve = folder / "curve.json"
     curve.write_text(json.dumps(curves(true, control)), encoding="utf-8")
-    return StageResult(files=[*files, curve], results=results(true, control, network))
+    found = results(true, control, network)
+    found["learning_rate"] = settings.learning_rate * true.rate(true.step)
+    found["notes"] += notes
+    return StageResult(files=[*files, curve], results=found)
 
 
 def identity(job: Job, options: Options, source: Path) -> str:
@@ -163,7 +175,7 @@ def identity(job: Job, options: Options, source: Path) -> str:
     facts = {
         "rows": sha256(source),
         "held_out": sha256(job.path("data", "held_out.safetensors")),
-        "base": {path.name: path.stat().st_size for path in sorted(job.base.glob("*.safetensors"))},
+        "base": {path.name: sha256(path) for path in sorted(job.base.glob("*.safetensors"))},
         "config": sha256(job.base / "config.json"),
         "options": vars(options),
     }

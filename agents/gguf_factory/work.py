@@ -11,7 +11,6 @@ saves what it has and the process ends. It dies with the process that started it
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -26,7 +25,7 @@ from typing import Any, TextIO
 import structlog
 from pydantic import ValidationError
 
-from agents.gguf_factory import lifeline
+from agents.gguf_factory import lifeline, recovery
 from agents.gguf_factory.job import Job, Stopped
 from bus import logs, trace
 from bus.redact import of_error
@@ -36,8 +35,6 @@ from protocol.job import PlanRequest, RunRequest, Stage
 DONE, FAILED, STOPPED = 0, 1, 3
 NICENESS = 5  # the agents must stay able to renew leases while a job takes every core
 PROGRESS_S = 0.5  # twice a second is as often as a person's eye follows
-NO_SPACE_WORDS = os.strerror(errno.ENOSPC)  # also in safetensors' errors and the converter's last words
-FULL_BYTES = 1_000_000  # with less than this left, whatever failed failed for want of space
 log = structlog.get_logger()
 LOCK_WAIT_S = 10.0  # a predecessor that was just killed may take a moment to let go of its memory and its lock
 
@@ -118,32 +115,16 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
         log.info("job stopped", stage=str(getattr(stage, "value", stage)))
         lines.write({"kind": "stopped", "stage": str(getattr(stage, "value", stage))})
         return STOPPED
-    except LabError as error:
-        log.error("job failed", stage=lines.stage, **of_error(error))
-        return _failed(lines, _of_space(folder, error))
-    except MemoryError:
-        log.error("job failed", stage=lines.stage, code=Code.NO_CAPACITY.name)
-        advice = "Choose a smaller base, lower parameters.sequence_length, or a larger machine."
-        problem = f"The machine ran out of memory in the stage {lines.stage}."
-        return _failed(lines, LabError(Code.NO_CAPACITY, problem, advice=advice, retry=Retry.OTHER_WORKER))
     except Exception as error:
-        log.exception("job failed", stage=lines.stage)
-        where = f"see {folder / 'log.txt'}"
-        problem = f"The stage {lines.stage} failed: {type(error).__name__}: {error}; {where}."
-        return _failed(lines, _of_space(folder, LabError(Code.INTERNAL, problem, retry=Retry.LATER)))
+        action = recovery.action(error).value
+        if isinstance(error, LabError):
+            log.error("job failed", stage=lines.stage, action=action, **of_error(error))
+        else:
+            log.exception("job failed", stage=lines.stage, action=action)
+        free = shutil.disk_usage(folder).free
+        return _failed(lines, recovery.explain(error, stage=lines.stage, log=str(folder / "log.txt"), free_bytes=free))
     log.info("job done")
     return DONE
-
-
-def _of_space(folder: Path, error: LabError) -> LabError:
-    """Return NO_SPACE in place of an error that a full disk has caused: each library tells of that in its own words."""
-    free = shutil.disk_usage(folder).free
-    if error.code in (Code.INTERNAL, Code.TOOLCHAIN) and (free < FULL_BYTES or NO_SPACE_WORDS in error.message):
-        return LabError(
-            Code.NO_SPACE, f"{error.message} {free / 1e6:.1f} MB are free on the disk of {folder}.",
-            advice="Free some space; the job goes on from its last finished stage.", retry=Retry.LATER,
-        )  # fmt: skip
-    return error
 
 
 def _failed(lines: Lines, error: LabError) -> int:

@@ -19,6 +19,7 @@ import psutil
 import yaml
 from pydantic import BaseModel
 
+from agents.gguf_factory import checkpoint
 from agents.gguf_factory.doctor import STARTER, write_tiny
 from bus import BrokerAddress, Client
 from configs.source import SHIPPED
@@ -358,9 +359,9 @@ def done_once(events: list[JobEvent]) -> None:
 
 def trained_to(folder: Path) -> int:
     """Return the step of a job's newest checkpoint."""
-    metas = sorted((folder / "train" / "checkpoints").glob("checkpoint-*/meta.json"))
-    assert metas, "no checkpoint was written"
-    return int(json.loads(metas[-1].read_text())["meta"]["history"]["step"])
+    found = checkpoint.load(folder / "train" / "checkpoints").checkpoint
+    assert found is not None, "no checkpoint was written"
+    return int(found.meta["history"]["step"])
 
 
 def ledger(home: Path) -> list[sqlite3.Row]:

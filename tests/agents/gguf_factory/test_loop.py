@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
+from agents.gguf_factory import recovery
 from agents.gguf_factory.job import Stopped
 from agents.gguf_factory.loop import History, Loop, Settings
 from agents.gguf_factory.lora import Network, targets
@@ -222,16 +223,74 @@ def test_another_runtime_error_is_not_taken_for_lack_of_memory(tmp_path: Path) -
         run.run(set())
 
 
-def test_a_loss_that_is_no_number_names_step_and_cure_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    run = loop(tmp_path)
-    original = run.network.loss
-    run.network.loss = lambda batch: original(batch) * (float("nan") if run.history.step == 5 else 1)  # type: ignore[method-assign]
-    with pytest.raises(LabError, match=r"nan at step 5.*learning_rate") as caught:
+def wild(folder: Path, **hooks: Any) -> Loop:
+    """A real run at a learning rate (8) at which the gradient overflows."""
+    data = rows()
+    schedule = Schedule.plan(
+        data.tokens, batch=6, max_steps=14, max_epochs=None, max_tokens=None, warmup_steps=2, decay="cosine", seed=5
+    )
+    settings = Settings(hooks.pop("rate", 8.0), 0.01, 6, 5, 11)
+    return Loop(network(), data, rows(3, 9), schedule, settings, folder, **hooks)
+
+
+def test_a_run_that_diverges_goes_back_and_is_in_the_end_the_run_at_the_lower_rate(tmp_path: Path) -> None:
+    run = wild(tmp_path / "wild")
+    history = run.run({0, 14})
+    assert [share for _, share in history.rates] == [0.5, 0.25]
+    first, second = history.notes
+    assert "the gradient became " in first and "went back to step 5, the learning rate is now 4" in first
+    assert "went back to step 0, the learning rate is now 2" in second
+    calm = wild(tmp_path / "calm", rate=2.0)
+    assert calm.run({0, 14}).losses == history.losses and calm.history.held_out == history.held_out
+    assert all(torch.equal(tensor, adapter(run)[name]) for name, tensor in adapter(calm).items())
+
+
+def test_a_run_that_diverges_ends_with_the_same_bits_wherever_it_is_interrupted(tmp_path: Path) -> None:
+    straight = wild(tmp_path / "straight")
+    straight.run({14})
+    where = random.Random(3)
+    while True:
+        run = wild(tmp_path / "broken", stop=stop_after(where.randint(0, 3)))
+        try:
+            run.run({14})
+        except Stopped:
+            continue
+        break
+    assert run.history.losses == straight.history.losses and run.history.rates == [list(x) for x in straight.history.rates]
+    assert all(torch.equal(tensor, adapter(run)[name]) for name, tensor in adapter(straight).items())
+
+
+@pytest.mark.parametrize(("factor", "said"), [(float("nan"), "became nan at step 5"), (4.0, "exploded to .* at step 9")])
+def test_a_run_that_always_diverges_names_step_and_cure_and_keeps_the_checkpoint(
+    tmp_path: Path, factor: float, said: str
+) -> None:
+    def doomed() -> Loop:
+        run = wild(tmp_path, rate=1e-2)
+        loss = run.network.loss
+        run.network.loss = lambda batch: loss(batch) * (factor if run.history.step >= 5 else 1)  # type: ignore[method-assign]
+        return run
+
+    run = doomed()
+    with pytest.raises(recovery.Diverged, match=said + ".*learning_rate") as caught:
         run.run(set())
-    assert caught.value.code is Code.INTERNAL and caught.value.data["step"] == 5
-    again = loop(tmp_path)
+    assert caught.value.code is Code.INTERNAL and caught.value.data["field"] == "parameters.learning_rate"
+    assert [share for _, share in run.history.rates] == [0.5, 0.25]
+    again = wild(tmp_path)
     again.resume()
-    assert again.history.step == 4
+    assert again.history.step == 5
+
+
+def test_a_held_out_loss_that_shows_ruin_is_divergence_too(tmp_path: Path) -> None:
+    run = wild(tmp_path, rate=1e-2)
+    loss = run.network.loss
+
+    def ruined(batch: Batch) -> torch.Tensor:
+        return loss(batch) * (2 if run.history.step == 10 and not torch.is_grad_enabled() else 1)
+
+    run.network.loss = ruined  # type: ignore[method-assign]
+    with pytest.raises(recovery.Diverged, match=r"held-out loss exploded to .* at step 10"):
+        run.run({0, 10})
+    assert len(run.history.rates) == 2
 
 
 def test_it_saves_every_save_steps_and_whenever_15_seconds_have_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_a_full_disk_fails_as_such_in_whoevers_words_and_even_if_the_log_is_full
     """)  # fmt: skip
     out, _ = process.communicate(timeout=60)
     error = lines(out)[-1]["error"]
-    assert error["code"] == Code.NO_SPACE and error["data"]["retry"] == "later"
+    assert error["code"] == Code.NO_SPACE and error["data"]["retry"] == "other-worker"
     assert "No space left" in error["message"] and "MB are free" in error["message"] and "Free some" in error["message"]
 
 
