@@ -130,7 +130,9 @@ class Loop:
         self.saved_at = self.now()
         while True:
             try:
-                self.evaluate(evaluate_at)
+                self.evaluate(evaluate_at)  # before a milestone is saved: its verdict says whether that is a good one
+                if self.history.step > 0 and self.saved_place != (self.history.step, 0):
+                    self.keep(self.milestone)
                 if self.history.step == len(self.schedule.batches):
                     break
                 self.step()
@@ -142,8 +144,6 @@ class Loop:
                         self.rewind(error)
                     case _:
                         raise
-                continue
-            self.keep(self.milestone)
         if self.saved_place != (self.history.step, 0):
             self.save()
         return self.history
@@ -151,7 +151,7 @@ class Loop:
     @property
     def milestone(self) -> bool:
         """Whether a step that is a multiple of `save_steps` has just been finished; those are saved in every run."""
-        return self.taken == 0 and self.history.step % self.settings.save_steps == 0
+        return self.taken == 0 < self.history.step and self.history.step % self.settings.save_steps == 0
 
     def step(self) -> None:
         """Compute the rest of one optimiser step."""
