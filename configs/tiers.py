@@ -19,12 +19,15 @@ PROJECT = SHIPPED.parent
 """The project's folder: bases such as models/starter count from here."""
 
 GATES: dict[str, Literal["at least", "at most"]] = {
+    "integrity": "at most",
     "tokenizer_ids": "at most",
     "chat_template": "at most",
     "f16_kl": "at most",
     "quant_fallbacks": "at most",
     "quant_kl": "at most",
     "quality_percent": "at least",
+    "overfit_percent": "at most",
+    "pairing_percent": "at least",
     "forgetting_percent": "at most",
     "stops_percent": "at least",
     "file_bytes": "at most",

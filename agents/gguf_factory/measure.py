@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.gguf_factory import chat, child, fidelity, quantise
+from agents.gguf_factory import chat, child, convert, fidelity, quantise, tensors
 from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.job import Stopped, never, silent
@@ -30,6 +30,7 @@ SAMPLES, SAMPLE_TOKENS = 2, 256
 SEQUENCES = 4  # answers drawn at a time in each of two threads
 SEED = 20_000  # the i-th question is drawn with SEED + i, so that two runs give the same answers
 DOCUMENT = "<|doc|>"
+SHOWN = 3  # faults that a gate's detail names; the first tells the cause
 WORKERS = 2
 
 
@@ -43,6 +44,7 @@ class Measurement:
         folder: where a measuring process may leave its output.
         stop: asked between measurements and about once a second within; true raises `Stopped`.
         progress: takes `note`, what is being measured.
+        samples: how many held-out questions base and product answer side by side, for people to read.
     """
 
     subject: Subject
@@ -50,6 +52,7 @@ class Measurement:
     folder: Path
     stop: Callable[[], bool] = never
     progress: Callable[..., None] = silent
+    samples: int = SAMPLES
     measured: dict[str, Measured] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -85,15 +88,32 @@ class Measurement:
 
 
 def _files(state: Measurement) -> None:
-    """Gates that need nothing but the file and what its training told."""
+    """Gates that need nothing but the files and what the training told."""
     subject = state.subject
     header = read_header(subject.product.path)
+    if state.wanted("integrity"):
+        with state.clock("integrity"):
+            state.measured["integrity"] = _integrity(subject)
     state.measured["file_bytes"] = Measured(float(subject.product.bytes))
     state.measured["quant_fallbacks"] = Measured(
         quantise.fallback_percent(header, subject.kind), f"{header.bits_per_weight:.2f} bits per weight"
     )
     state.measured["lesson_percent"] = subject.lesson
     state.results |= {"bits_per_weight": header.bits_per_weight, "file_bytes": subject.product.bytes}
+
+
+def _integrity(subject: Subject) -> Measured:
+    """Count the tensors that cannot be right, and one more where the file is not the one that was made."""
+    path = subject.product.path
+    wrong = []
+    if subject.sha256 and (found := convert.file_sha256(path)) != subject.sha256:
+        wrong.append(f"the file has the sha256 {found[:12]}…, its manifest says {subject.sha256[:12]}…")
+    twin = subject.exact.path if subject.exact else None
+    base = None if twin else subject.base().path
+    wrong += [f"{name} {why}" for name, why in tensors.unsound(path, twin, base).items()]
+    against = "its F16 file" if twin else "the base"
+    detail = f"compared with {against}" + ("" if subject.sha256 else ", no sha256 to compare with")
+    return Measured(float(len(wrong)), "; ".join([detail, *wrong[:SHOWN]]))
 
 
 def _fidelity(state: Measurement) -> None:
@@ -132,11 +152,20 @@ def _some(state: Measurement) -> Iterator[list[int]]:
 
 
 def _perplexity(state: Measurement) -> None:
-    """Quality on held-out answers, forgetting on general text: the base and the product, one thread each."""
-    if not state.wanted("quality_percent", "forgetting_percent"):
+    """Base and product, one thread each, on held-out and trained answers, on wrong questions, and on general text."""
+    _quality(state)
+    if state.wanted("overfit_percent"):
+        _overfit(state)
+    if state.wanted("pairing_percent"):
+        _pairing(state)
+    if state.wanted("forgetting_percent"):
+        _forgetting(state)
+
+
+def _quality(state: Measurement) -> None:
+    if not state.wanted("quality_percent", "overfit_percent"):
         return
-    subject = state.subject
-    answers = [(sample.ids, sample.supervised) for sample in subject.samples]
+    answers = [(sample.ids, sample.supervised) for sample in state.subject.samples]
     with state.clock("quality_percent"):
         before, after = _both(state, answers)
         rows, tokens = len(answers), sum(sum(mask[1:]) for _, mask in answers)
@@ -145,8 +174,40 @@ def _perplexity(state: Measurement) -> None:
         "base_perplexity": before, "tuned_perplexity": after, "held_out_measured_rows": rows,
         "held_out_measured_tokens": tokens,
     }  # fmt: skip
-    if not state.wanted("forgetting_percent"):
+
+
+def _overfit(state: Measurement) -> None:
+    samples = state.subject.trained_samples
+    if not samples:
+        state.measured["overfit_percent"] = Measured(None, "no training rows were given", given=False)
         return
+    with state.clock("overfit_percent"):
+        before, after = _both(state, [(sample.ids, sample.supervised) for sample in samples])
+    held_out = state.results["tuned_perplexity"] / state.results["base_perplexity"]
+    state.measured["overfit_percent"] = Measured(
+        100 * (held_out / (after / before) - 1), f"{len(samples)} training rows"
+    )
+    state.results |= {"base_trained_perplexity": before, "tuned_trained_perplexity": after}
+
+
+def _pairing(state: Measurement) -> None:
+    own, other = state.subject.pairs
+    if not own:
+        state.measured["pairing_percent"] = Measured(None, "fewer than two different held-out questions")
+        return
+    with state.clock("pairing_percent"):
+        (base_own, ours_own), (base_other, ours_other) = (
+            _both(state, [(sample.ids, sample.supervised) for sample in samples]) for samples in (own, other)
+        )
+    base = 100 * base_other / base_own
+    state.measured["pairing_percent"] = Measured(
+        100 * ours_other / ours_own, f"{len(own)} answers; the base {base:.1f}"
+    )
+    state.results["base_pairing_percent"] = base
+
+
+def _forgetting(state: Measurement) -> None:
+    subject = state.subject
     with state.clock("forgetting_percent"):
         if not subject.general.is_file():
             state.measured["forgetting_percent"] = Measured(None, f"no general text at {subject.general}")
@@ -155,9 +216,8 @@ def _perplexity(state: Measurement) -> None:
         windows = spread(text, subject.tokenizer, min(WINDOW, subject.length))
         before, after = _both(state, [(ids, [True] * len(ids)) for ids in windows])
     tokens = sum(len(ids) - 1 for ids in windows)
-    state.measured["forgetting_percent"] = Measured(
-        100 * (after / before - 1), f"{tokens} tokens of {subject.general.name}"
-    )
+    detail = f"{tokens} tokens of {subject.general.name}"
+    state.measured["forgetting_percent"] = Measured(100 * (after / before - 1), detail)
     state.results |= {"base_general_perplexity": before, "tuned_general_perplexity": after}
 
 
@@ -212,13 +272,15 @@ def _answers(state: Measurement) -> None:
             Measured(100 * stopped / len(questions), f"{len(questions)} questions") if questions
             else Measured(None, "no held-out question fits the context")
         )  # fmt: skip
+    if not state.samples:
+        return
     with state.clock("samples"):
         tuned, rate = _sample(state, subject.product)
         plain, _ = _sample(state, subject.base())
     state.results["generation_tokens_per_s"] = rate
     state.results["answers"] = [
         {"question": question, "base": theirs, "tuned": ours}
-        for (question, _), theirs, ours in zip(questions[:SAMPLES], plain, tuned, strict=True)
+        for (question, _), theirs, ours in zip(questions[: state.samples], plain, tuned, strict=True)
     ]
 
 
@@ -251,7 +313,7 @@ def _sample(state: Measurement, file: ModelFile) -> tuple[list[str], float | Non
     """Return the answers to the first questions, drawn one by one, and the tokens per second of doing so."""
     texts, tokens, seconds = [], 0, 0.0
     with file.open(n_ctx=_room(state), cores=os.cpu_count() or 1) as model:
-        for index, (_, ids) in enumerate(state.subject.questions[:SAMPLES]):
+        for index, (_, ids) in enumerate(state.subject.questions[: state.samples]):
             state.check_stop()
             start = time.perf_counter()
             answer = model.generate(ids, seed=SEED + index, max_tokens=SAMPLE_TOKENS, stop=state.stop)
@@ -274,5 +336,5 @@ def _footprint(state: Measurement) -> None:
     state.measured["load_ms"] = Measured(facts["load_ms"], "best of five, model and a context of 256 tokens")
     state.measured["private_mb"] = (
         Measured(facts["private_mb"], "context of 256 tokens, the file's mapping not counted")
-        if facts["private_mb"] is not None else Measured(None, "needs /proc/self/smaps")
+        if facts["private_mb"] is not None else Measured(None, "needs /proc/self/smaps", given=False)
     )  # fmt: skip

@@ -23,6 +23,8 @@ LENGTH = 1024  # most tokens of one conversation
 # Bounds of what is measured: they keep the stage under half a minute on two cores with 12 M parameters.
 ROWS, TOKENS = 80, 12_000  # held-out conversations and tokens for the perplexity of answers
 QUESTIONS = 40
+TRAINED_TOKENS = 3_000  # of training conversations
+PAIRS, PAIR_TOKENS = 40, 3_000  # answers read after their own question and after another's
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Subject:
         exact: the tuned model in F16, before quantising.
         network: loads the tuned model in torch; called when a gate first needs it.
         kind: the quantisation that was asked for, such as Q4_K_M.
+        sha256: of the product as its maker wrote it down.
         lesson: what the training measured against its twin on shuffled answers.
         general: text for the forgetting gate, documents separated by a line `<|doc|>`.
     """
@@ -73,7 +76,8 @@ class Subject:
     exact: ModelFile | None = None
     network: Callable[[], Any] | None = None
     kind: str = ""
-    lesson: Measured = field(default_factory=lambda: Measured(None, "no training to ask"))
+    sha256: str | None = None
+    lesson: Measured = field(default_factory=lambda: Measured(None, "no training to ask", given=False))
     general: Path = GENERAL
 
     @cached_property
@@ -94,11 +98,42 @@ class Subject:
     @cached_property
     def samples(self) -> list[Sample]:
         """The held-out conversations as token ids, together at most TOKENS."""
+        return self._samples(self.conversations, TOKENS)
+
+    @cached_property
+    def trained_samples(self) -> list[Sample]:
+        """Conversations that were trained on, evenly over all, as token ids, together at most TRAINED_TOKENS."""
+        count = min(ROWS, len(self.train))
+        return self._samples([self.train[i * len(self.train) // count] for i in range(count)], TRAINED_TOKENS)
+
+    @cached_property
+    def pairs(self) -> tuple[list[Sample], list[Sample]]:
+        """First held-out answers after their own question, and the same answers after the next row's question."""
+        firsts = [turns for messages in self.conversations[:PAIRS] if (turns := _first_exchange(messages))]
+        own: list[Sample] = []
+        other: list[Sample] = []
+        tokens = 0
+        for index, turns in enumerate(firsts):
+            asked = firsts[(index + 1) % len(firsts)][-2]
+            if asked["content"] == turns[-2]["content"]:
+                continue
+            swapped = [*turns[:-2], asked, turns[-1]]
+            pair = [chat.samples(self.tokenizer, messages, self.length) for messages in (turns, swapped)]
+            if not all(pair) or any(sample.truncated for samples in pair for sample in samples):
+                continue
+            tokens += len(pair[0][0].ids)
+            if own and tokens > PAIR_TOKENS:
+                break
+            own += pair[0]
+            other += pair[1]
+        return own, other
+
+    def _samples(self, conversations: Sequence[Messages], most: int) -> list[Sample]:
         found: list[Sample] = []
         tokens = 0
-        for messages in self.conversations:
+        for messages in conversations:
             for sample in chat.samples(self.tokenizer, messages, self.length):
-                if found and tokens + len(sample.ids) > TOKENS:
+                if found and tokens + len(sample.ids) > most:
                     return found
                 found.append(sample)
                 tokens += len(sample.ids)
@@ -117,3 +152,9 @@ class Subject:
             if len(ids) <= self.length // 2:
                 found.append((messages[first - 1]["content"], ids))
         return found
+
+
+def _first_exchange(messages: Messages) -> Messages | None:
+    """Return a conversation up to its first answer, or None where no question stands before it."""
+    first = next((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), 0)
+    return messages[: first + 1] if first and messages[first - 1]["role"] == "user" else None

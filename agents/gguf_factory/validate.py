@@ -57,6 +57,7 @@ def subject(job: Job, general: Path = GENERAL) -> Subject:
         exact=ModelFile(job.path("convert", convert.FILE)),
         network=lambda: lora.load_base(model).eval(),
         kind=str(job.parameters.get("quantisation", quantise.DEFAULT)),
+        sha256=_written_sha256(job),
         lesson=_lesson(job),
         general=general,
     )
@@ -65,6 +66,15 @@ def subject(job: Job, general: Path = GENERAL) -> Subject:
 def _conversations(path: Path) -> list[Messages]:
     with path.open(encoding="utf-8") as file:  # str.splitlines would also cut at U+2028 within an answer
         return [json.loads(line)["messages"] for line in file if line.strip()]
+
+
+def _written_sha256(job: Job) -> str | None:
+    """Return what the stage quantise wrote down of its file; a damage since then shows."""
+    try:
+        facts = job.read_manifest("quantise")["files"].get(quantise.file_name(job))
+    except FileNotFoundError:
+        return None
+    return None if facts is None else str(facts["sha256"])
 
 
 def _lesson(job: Job) -> Measured:

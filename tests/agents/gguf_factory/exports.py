@@ -48,15 +48,17 @@ def make_job(folder: Path, home: Path, base: Path, **parameters: Any) -> Job:
     return Job(run=run, folder=folder, home=home)
 
 
-def teach(model: LlamaForCausalLM, tokenizer: Any, steps: int = 60) -> None:
-    """Train all weights on the rows until it knows them."""
+def teach(
+    model: LlamaForCausalLM, tokenizer: Any, steps: int = 60, rows: list[Any] = ROWS, *, sure: bool = True
+) -> None:
+    """Train all weights on the rows, and where `sure` until it knows them."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine two threads wait for each other most of the time
-    rows = [chat.encode(tokenizer, messages) for messages in ROWS]
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows])
-    wanted = torch.tensor([mask + [False] * (length - len(mask)) for _, mask in rows])
+    encoded = [chat.encode(tokenizer, messages) for messages in rows]
+    length = max(len(ids) for ids, _ in encoded)
+    ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in encoded])
+    wanted = torch.tensor([mask + [False] * (length - len(mask)) for _, mask in encoded])
     labels = ids.masked_fill(~wanted, -100)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(steps):
@@ -65,7 +67,7 @@ def teach(model: LlamaForCausalLM, tokenizer: Any, steps: int = 60) -> None:
         loss.backward()
         optimiser.step()
     torch.set_num_threads(threads)
-    assert loss.item() < 0.5, "the fixture did not learn its rows"
+    assert not sure or loss.item() < 0.5, "the fixture did not learn its rows"
 
 
 def prepare(root: Path) -> Job:

@@ -26,8 +26,24 @@ def test_a_value_is_judged_on_its_gates_side(name: str, value: float, threshold:
     assert judged[name].ok is ok
 
 
-def test_a_gate_that_was_not_measured_is_neither_passed_nor_missed() -> None:
-    judged = gates.judge({"private_mb": Measured(None, "needs smaps")}, {"private_mb": rule(12)})
+def test_a_failing_gate_that_could_have_been_measured_and_was_not_fails_the_job() -> None:
+    judged = gates.judge({"forgetting_percent": Measured(None, "no general text")}, {"forgetting_percent": rule(10)})
+    assert (judged["forgetting_percent"].value, judged["forgetting_percent"].ok) == (None, False)
+    error = gates.verdict(judged)
+    assert error is not None and "forgetting_percent could not be measured (no general text)" in error.message
+    assert gates.verdict(gates.judge({}, {"stops_percent": rule(95)})) is not None, "nor may one be forgotten"
+    warned = gates.judge({}, {"forgetting_percent": rule(10, "warn")})
+    assert warned["forgetting_percent"].ok is None
+
+
+def test_a_value_that_is_no_number_is_missed_and_told_as_null() -> None:
+    judged = gates.judge({"quant_kl": Measured(float("inf"), "9 tokens")}, {"quant_kl": rule(0.1, "warn")})
+    gate = judged["quant_kl"]
+    assert (gate.value, gate.ok, gate.detail) == (None, False, "the measured value is inf; 9 tokens")
+
+
+def test_a_gate_that_cannot_be_measured_by_definition_is_neither_passed_nor_missed() -> None:
+    judged = gates.judge({"private_mb": Measured(None, "needs smaps", given=False)}, {"private_mb": rule(12)})
     assert (judged["private_mb"].value, judged["private_mb"].ok) == (None, None)
     assert judged["private_mb"].detail == "needs smaps"
     assert gates.verdict(judged) is None
