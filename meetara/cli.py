@@ -334,6 +334,35 @@ def certs(
     raise typer.Exit(screen({"home": home}, host or [], agent or [], force=force, as_json=as_json))
 
 
+models = typer.Typer(no_args_is_help=True, help="Finished models on this machine, and their cards.")
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def list_models(home: Home = None, as_json: Json = False) -> None:
+    """List the finished models of a home, the newest first."""
+    from meetara.screens.models import list_models as screen
+
+    raise typer.Exit(screen({"home": home}, as_json=as_json, console=console()))
+
+
+@models.command("show")
+def show_model(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A domain, a job, or a .gguf file of the store.", autocompletion=complete.models
+        ),
+    ],
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show a model's card; --json gives everything that is known of it."""
+    from meetara.screens.models import show_model as screen
+
+    raise typer.Exit(screen({"home": home}, model, as_json=as_json, console=console()))
+
+
 user = typer.Typer(no_args_is_help=True, help="Logins of people from elsewhere.")
 app.add_typer(user, name="user")
 

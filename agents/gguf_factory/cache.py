@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from agents.gguf_factory import dataset, gates, pipeline
+from agents.gguf_factory import gates, pipeline
 from agents.gguf_factory.fingerprint import fingerprint, key
 from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.hashes import Hashes
@@ -26,8 +26,8 @@ from protocol.format import FORMAT, check_format
 from protocol.job import Artefact, Finished, Plan, PlanRequest, RunRequest
 
 FOLDER = "cache"
-MODELS = frozenset({"gguf", "adapter"})
-"""Kinds of artefacts without which a model is not there. Papers are for people, who may write into them."""
+PAPERS = frozenset({"manifest", "card", "curves"})
+"""Kinds of artefacts that are for people, who may write into them; without any of the others a model is not there."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class Cache:
             wrong = self._wrong(artefact)
             if not wrong:
                 good.append(artefact)
-            elif artefact.kind in MODELS:
+            elif artefact.kind not in PAPERS:
                 raise _Unfit(wrong)
-        if not any(artefact.kind in MODELS for artefact in good):
+        if all(artefact.kind in PAPERS for artefact in good):
             raise _Unfit("it has no file")
         measured = {name: Measured(gate.value, gate.detail) for name, gate in finished.gates.items()}
         judged = gates.judge(measured, rules)
@@ -154,7 +154,7 @@ class Cache:
             OSError: it cannot be written.
         """
         plan = run.plan.model_copy(update={"key": None, "finished": None})
-        models = [item["bytes"] for item in outcome["artefacts"] if item["kind"] in MODELS]
+        models = [item["bytes"] for item in outcome["artefacts"] if item["kind"] not in PAPERS]
         entry = {
             "format": FORMAT, "job": run.job, "bytes": sum(models), "fingerprint": facts,
             "plan": plan.model_dump(mode="json"), **{part: outcome[part] for part in ("artefacts", "gates", "results")},
@@ -192,7 +192,8 @@ async def look_up(cache: Cache, request: PlanRequest, tiers: Mapping[str, Tier])
 
 
 def _local(uri: str) -> bool:
-    return dataset.locate(uri).startswith("/")
+    """Whether a data set is a file here; other names could mean a hub, which only the planning process asks."""
+    return uri.startswith("file:") or Path(uri).expanduser().is_file()
 
 
 class _Unfit(Exception):

@@ -1,9 +1,30 @@
-"""The model card: plain facts of one finished file, each from a manifest. What was not measured is `null`."""
+"""The model card: what a finished file is, how it was made and what was measured, each fact from its manifest.
+
+In the form of model hubs (README.md with a head that they read). What was not measured is `null`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from agents.gguf_factory.front_matter import UNKNOWN, front_matter
+
+MEANINGS = {
+    "tokenizer_ids": "texts whose token ids differ between transformers and the file",
+    "chat_template": "held-out conversations that the file's template renders differently, or whose answers would not end",
+    "f16_kl": "mean KL divergence, in nats a token, of the unquantised file from torch on held-out text",
+    "quant_fallbacks": "percent of the weights that have another type than was asked for",
+    "quant_kl": "mean KL divergence, in nats a token, of this file from the unquantised one on held-out text",
+    "quality_percent": "100 × perplexity of the base ÷ perplexity of this file, on answers of held-out conversations",
+    "forgetting_percent": "growth of the perplexity on general text over the base's, in percent; negative is better",
+    "stops_percent": "percent of drawn answers to held-out questions that end by themselves",
+    "file_bytes": "bytes of the file",
+    "load_ms": "milliseconds to load model and a context of 256 tokens in a fresh process, the best of five",
+    "private_mb": "10⁶ bytes of memory of that process that no other can share; the file's mapping is not counted",
+    "lesson_percent": "100 × held-out perplexity after training on shuffled answers ÷ after training on the true ones",
+}
+"""What each gate's value is, in a line; docs/factory.md says more."""
 
 
 def card(manifest: Mapping[str, Any]) -> str:
@@ -16,9 +37,13 @@ def card(manifest: Mapping[str, Any]) -> str:
     validated, quantised, trained, data = (results.get(name, {}) for name in ("validate", "quantise", "train", "data"))
     file = manifest["file"]
     parts = [
+        front_matter(manifest),
         f"# {file['name']}",
-        f"A small language model for the domain `{manifest['domain']}`, fine-tuned by LoRA from "
-        f"`{manifest['base']['name']}` and quantised to {manifest['parameters'].get('quantisation', 'null')}.",
+        introduction(manifest),
+        "## How to run it",
+        usage(manifest),
+        "## Limits",
+        limits(manifest),
         "## File",
         table([
             ("bytes", file["bytes"]), ("sha256", f"`{file['sha256']}`"),
@@ -26,6 +51,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         ]),
         "## Gates",
         gate_table(manifest["gates"]),
+        "### What the gates measure",
+        definitions(manifest["gates"]),
         "## Measured",
         table([
             ("perplexity of held-out answers, base (F16)", validated.get("base_perplexity")),
@@ -35,7 +62,9 @@ def card(manifest: Mapping[str, Any]) -> str:
             ("perplexity of general text, this file", validated.get("tuned_general_perplexity")),
             ("generated tokens per second, one answer at a time", validated.get("generation_tokens_per_s")),
         ]),
+        "Perplexity is e to the mean negative log-likelihood of a token, in nats. Held-out rows were never trained on.",
         "## Training",
+        *([f"![Loss of training and held-out answers by optimiser step]({manifest['curves']})"] if manifest.get("curves") else []),
         table([
             ("rows", data.get("rows")), ("held-out rows", data.get("held_out_rows")),
             ("share of held-out rows with a 13-word run that stands in training rows", data.get("overlap")),
@@ -44,19 +73,78 @@ def card(manifest: Mapping[str, Any]) -> str:
             ("held-out loss before", trained.get("held_out_loss_before")), ("held-out loss after", trained.get("held_out_loss")),
             ("trained weights", trained.get("adapter_parameters")), ("seconds of all stages", manifest["seconds"]),
         ]),
-        "## Parameters",
+        "### Parameters",
         table(sorted(manifest["parameters"].items())),
-        "## Made from",
+        "## Lineage",
         table([
+            ("job", f"`{manifest['job']}`"), ("parent job", None),
             ("base", f"`{manifest['base']['name']}`"), ("base sha256", f"`{manifest['base']['sha256']}`"),
             ("data set", f"`{manifest['request']['dataset']}`"), ("data set sha256", manifest["data"].get("dataset_sha256")),
             ("held-out data set", manifest["request"].get("eval_dataset")),
+            ("held-out data set sha256", manifest["data"].get("eval_dataset_sha256")),
+            ("code of the factory, sha256", manifest.get("code_version")),
+            ("fingerprint of all of this", manifest.get("fingerprint")),
             *((name, version) for name, version in manifest["versions"].items()),
         ]),
+        "## Licence",
+        rights(manifest),
         "## Sample answers",
+        "To the first held-out questions, neither chosen nor edited.",
         samples(validated.get("answers") or []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def introduction(manifest: Mapping[str, Any]) -> str:
+    """Say in a sentence what the file is."""
+    return (
+        f"A small language model for the domain `{manifest['domain']}`, fine-tuned by LoRA from "
+        f"`{manifest['base']['name']}` and quantised to {manifest['parameters'].get('quantisation', 'null')}."
+    )
+
+
+def usage(manifest: Mapping[str, Any]) -> str:
+    """Say how the file is run: with llama.cpp, and in the lab that made it."""
+    name = manifest["file"]["name"]
+    model = f"-m BASE.gguf --lora {name}" if manifest["request"].get("profile") == "adapter" else f"-m {name}"
+    return (
+        f"With [llama.cpp](https://github.com/ggml-org/llama.cpp), or whatever is built on it; the chat template is in the file:\n\n"
+        f"```\nllama-cli {model} -cnv --temp 0.7\nllama-server {model}\n```\n\n"
+        f"In the lab that made it:\n\n```\nmeetara chat {manifest['domain']}\n```"
+    )
+
+
+def limits(manifest: Mapping[str, Any]) -> str:
+    """Say what the file is not good for, and which gates it has not passed."""
+    lines = [
+        f"- A narrow helper: it was trained on {text(manifest['plan'].get('rows'))} rows of one domain and measured on that domain's "
+        "held-out rows. Outside it knows what its base knows, or less.",
+        "- Its answers were measured for likeness to held-out answers, not for truth. Check what matters.",
+    ]
+    if manifest.get("safety_critical"):
+        lines.append("- The domain is one in which wrong advice does harm. It replaces no professional.")
+    for name, gate in manifest["gates"].items():
+        if gate["level"] != "off" and gate["ok"] is None:
+            lines.append(f"- Not measured: {name}. {gate['detail']}".rstrip())
+        elif gate["ok"] is False:
+            lines.append(f"- Missed with a warning: {name} is {text(gate['value'])}, the threshold is {text(gate['threshold'])}.")
+    return "\n".join(lines)
+
+
+def rights(manifest: Mapping[str, Any]) -> str:
+    """Say which licences base and data have; what nobody has named is unknown, and nothing is guessed."""
+    licences = manifest.get("licences") or {}
+    lines = [f"- base: {licences.get('base') or UNKNOWN}", f"- data set: {licences.get('data') or UNKNOWN}"]
+    if None in (licences.get("base"), licences.get("data")):
+        lines.append("\nUnknown is not free: ask whoever owns it before you pass the file on.")
+    else:
+        lines.append("\nThe file may be used as both allow.")
+    return "\n".join(lines)
+
+
+def definitions(gates: Mapping[str, Any]) -> str:
+    """Return a line for each gate that says what its value is."""
+    return "\n".join(f'- <a id="{name}"></a>`{name}`: {MEANINGS[name]}' for name in gates if name in MEANINGS)
 
 
 def text(value: Any) -> str:
@@ -77,13 +165,18 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
 
 def gate_table(gates: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table of gates."""
-    lines = ["| gate | value | threshold | passed | level | detail |", "|---|---|---|---|---|---|"]
+    lines = ["| gate | value | threshold | verdict | level | detail |", "|---|---|---|---|---|---|"]
     for name, gate in gates.items():
-        passed = {True: "yes", False: "no", None: "null"}[gate["ok"]]
+        shown = f"[{name}](#{name})" if name in MEANINGS else name
         lines.append(
-            f"| {name} | {text(gate['value'])} | {text(gate['threshold'])} | {passed} | {gate['level']} | {text(gate['detail'])} |"
+            f"| {shown} | {text(gate['value'])} | {text(gate['threshold'])} | {verdict(gate)} | {gate['level']} | {text(gate['detail'])} |"
         )
     return "\n".join(lines)
+
+
+def verdict(gate: Mapping[str, Any]) -> str:
+    """Say how a gate ended; one that was not measured has not passed."""
+    return {True: "passed", False: "missed", None: "off" if gate["level"] == "off" else "not measured"}[gate["ok"]]
 
 
 def samples(answers: Sequence[Mapping[str, str]]) -> str:

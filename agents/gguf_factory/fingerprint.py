@@ -16,6 +16,7 @@ from typing import Any
 from agents.gguf_factory import base as bases
 from agents.gguf_factory import convert, dataset
 from agents.gguf_factory.hashes import Hashes, file_sha256
+from agents.gguf_factory.records import CSV_ENDINGS, JSON_ENDINGS
 from configs import Tier
 from configs.tiers import PROJECT
 from protocol import Code, LabError
@@ -28,7 +29,6 @@ PACKAGES = (
 )  # fmt: skip
 GENERAL = PROJECT / "data" / "general.txt"
 """What the forgetting gate reads."""
-COMPRESSED = (".gz", ".zst")
 
 
 def fingerprint(
@@ -81,9 +81,8 @@ def code_version(folder: Path = SOURCES) -> str:
 
 
 def _form(uri: str) -> str:
-    """Return the ending that says how a file is read: the same bytes named .csv or .jsonl are other rows."""
-    name = PurePath(uri.lower())
-    return (PurePath(name.stem) if name.suffix in COMPRESSED else name).suffix
+    """Return the ending by which an unclear content is read: the same bytes named .csv or .jsonl may be other rows."""
+    return next((part for part in reversed(PurePath(uri.lower()).suffixes) if part in (*CSV_ENDINGS, *JSON_ENDINGS)), "")
 
 
 def _installed(package: str) -> str | None:

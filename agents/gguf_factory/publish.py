@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agents.gguf_factory import card, convert, pipeline, quantise, toolchain
+from agents.gguf_factory import card, convert, curves, fingerprint, front_matter, pipeline, quantise, toolchain
 from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import MANIFEST, Job, StageResult
 from protocol.format import FORMAT
@@ -21,7 +21,7 @@ BEFORE = tuple(stage for stage in Stage if stage is not Stage.PUBLISH)
 
 
 def run(job: Job) -> StageResult:
-    """Write home/artefacts/<sha256>/ with the GGUF, manifest.json and README.md; the file itself is never overwritten.
+    """Write home/artefacts/<sha256>/ with the GGUF, manifest.json, README.md and curves.svg; the file is never overwritten.
 
     Raises:
         FileNotFoundError: a stage before this one is not finished.
@@ -34,8 +34,13 @@ def run(job: Job) -> StageResult:
     target = store / source.name
     if not (target.is_file() and file_sha256(target) == digest):
         copy_durably(source, target)
-    facts = manifest(job, source, digest)
     papers = names(store, job.run.job)
+    drawn = picture(job)
+    if drawn is None:
+        del papers["curves"]
+    else:
+        pipeline.write_durably(store / papers["curves"], drawn)
+    facts = {**manifest(job, source, digest), "curves": papers.get("curves")}
     pipeline.write_durably(store / papers["manifest"], json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     pipeline.write_durably(store / papers["card"], card.card(facts))
     artefacts = [artefact(kind, store / name) for kind, name in {"gguf": source.name, **papers}.items()]
@@ -44,17 +49,26 @@ def run(job: Job) -> StageResult:
 
 
 def names(store: Path, job: str) -> dict[str, str]:
-    """Return the names of a job's manifest and card; a second job that made the same file gets names of its own."""
+    """Return the names of a job's papers by kind; a second job that made the same file gets names of its own."""
     first = store / MANIFEST
     if not first.is_file() or json.loads(first.read_text(encoding="utf-8"))["job"] == job:
-        return {"manifest": MANIFEST, "card": "README.md"}
-    return {"manifest": f"manifest-{job}.json", "card": f"README-{job}.md"}
+        return {"manifest": MANIFEST, "card": "README.md", "curves": "curves.svg"}
+    return {"manifest": f"manifest-{job}.json", "card": f"README-{job}.md", "curves": f"curves-{job}.svg"}
+
+
+def picture(job: Job) -> str | None:
+    """Return the course of the training as SVG; None where none was recorded."""
+    try:
+        curve = json.loads(job.path("train", "curve.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return curves.picture(curve, f"{job.run.route.domain}: training of {job.run.job}")
 
 
 def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
     """Return everything that is known of a file: request, parameters, plan, data, results, gates, versions, lineage."""
     stages = {stage.value: job.read_manifest(stage) for stage in BEFORE if job.path(stage, MANIFEST).is_file()}
-    run = job.run
+    run, known = job.run, front_matter.of_base(job.base)
     return {
         "format": FORMAT,
         "file": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size},
@@ -65,6 +79,11 @@ def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
         "parameters": job.parameters,
         "plan": run.plan.model_dump(mode="json"),
         "base": {"name": base_name(run.route.base), "sha256": convert.identity(job.base)},
+        "licences": {"base": known["licence"], "data": run.request.licence.lower() if run.request.licence else None},
+        "languages": known["languages"],
+        "safety_critical": run.route.safety_critical,
+        "fingerprint": stages.get("plan", {}).get("results", {}).get("fingerprint"),
+        "code_version": fingerprint.code_version(),
         "data": {name: value for name, value in job.parameters.items() if name.endswith("_sha256")},
         "results": {name: stage["results"] for name, stage in stages.items()},
         "gates": stages.get("validate", {}).get("gates", {}),

@@ -110,7 +110,7 @@ def check_snapshot(final: JobSnapshot) -> None:
     assert plain.keys() >= FIELDS
     assert (final.job, final.domain, final.tier, final.profile) == (JOB, DOMAIN, "tiny", "edge")
     assert final.cost_usd == 0 and final.attempt == 1 and final.stage is Stage.PUBLISH and final.reason is None
-    assert {item.kind for item in final.artefacts} == {"gguf", "manifest", "card"}
+    assert {item.kind for item in final.artefacts} == {"gguf", "manifest", "card", "curves"}
     assert {"question", "base", "tuned"} <= final.results["answers"][0].keys(), "answers beside the base's"
     for item in final.artefacts:
         path = Path(unquote(urlparse(item.uri).path))

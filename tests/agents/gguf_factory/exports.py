@@ -80,6 +80,8 @@ def prepare(root: Path) -> Job:
     for name in ("train.jsonl", "held_out.jsonl"):
         job.path("data", name).write_text(lines)
     job.path("train").mkdir()
+    curve = {"loss": [3.0, 2.0, 1.5, 1.2], "held_out": [{"step": 0, "loss": 3.1}, {"step": 4, "loss": 1.4}]}
+    job.path("train", "curve.json").write_text(json.dumps(curve))
     manifest = {"stage": "train", "results": {"lesson": {"percent": 140.0}, "steps": 25}, "files": {}, "seconds": 1.0}
     job.path("train", "manifest.json").write_text(json.dumps(manifest))
     model = LlamaForCausalLM.from_pretrained(base)

@@ -19,7 +19,7 @@ def stored(artefact: Artefact) -> Path:
 def test_every_artefact_is_where_its_uri_says_with_the_hash_it_says(exported: Job) -> None:
     manifest = exported.read_manifest("publish")
     artefacts = [Artefact.model_validate(item) for item in manifest["artefacts"]]
-    assert [artefact.kind for artefact in artefacts] == ["gguf", "manifest", "card"]
+    assert [artefact.kind for artefact in artefacts] == ["gguf", "manifest", "card", "curves"]
     for artefact in artefacts:
         content = stored(artefact).read_bytes()
         assert (hashlib.sha256(content).hexdigest(), len(content)) == (artefact.sha256, artefact.bytes)
@@ -43,7 +43,8 @@ def test_the_card_shows_gates_and_samples_and_null_for_what_was_not_measured(exp
     gguf = Artefact.model_validate(exported.read_manifest("publish")["artefacts"][0])
     text = (stored(gguf).parent / "README.md").read_text()
     assert f"| sha256 | `{gguf.sha256}` |" in text
-    assert "| quality_percent |" in text and "| yes | fail |" in text
+    assert "| [quality_percent](#quality_percent) |" in text and "| passed | fail |" in text
+    assert "![Loss of training and held-out answers by optimiser step](curves.svg)" in text
     assert "> *this file:* With bread goes butter." in text
     assert "| held-out loss before | null |" in text
     assert str(exported.home) not in text
