@@ -118,7 +118,10 @@ class Cache:
                 raise _Unfit(wrong)
         if all(artefact.kind in PAPERS for artefact in good):
             raise _Unfit("it has no file")
-        measured = {name: Measured(gate.value, gate.detail) for name, gate in finished.gates.items()}
+        # What could not be measured then was no reason to fail then.
+        measured = {
+            name: Measured(gate.value, gate.detail, given=gate.value is not None) for name, gate in finished.gates.items()
+        }
         judged = gates.judge(measured, rules)
         if missed := gates.verdict(judged):
             raise _Unfit(missed.message.rstrip("."))

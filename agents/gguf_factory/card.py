@@ -11,12 +11,15 @@ from typing import Any
 from agents.gguf_factory.front_matter import UNKNOWN, front_matter
 
 MEANINGS = {
+    "integrity": "tensors that cannot be right: no numbers, another shape, far off the unquantised file, or missing",
     "tokenizer_ids": "texts whose token ids differ between transformers and the file",
     "chat_template": "held-out conversations that the file's template renders differently, or whose answers would not end",
     "f16_kl": "mean KL divergence, in nats a token, of the unquantised file from torch on held-out text",
     "quant_fallbacks": "percent of the weights that have another type than was asked for",
     "quant_kl": "mean KL divergence, in nats a token, of this file from the unquantised one on held-out text",
     "quality_percent": "100 × perplexity of the base ÷ perplexity of this file, on answers of held-out conversations",
+    "overfit_percent": "how much more was gained on rows that were trained on than on held-out ones, in percent; 0 is best",
+    "pairing_percent": "100 × perplexity of held-out answers after another row's question ÷ after their own",
     "forgetting_percent": "growth of the perplexity on general text over the base's, in percent; negative is better",
     "stops_percent": "percent of drawn answers to held-out questions that end by themselves",
     "file_bytes": "bytes of the file",

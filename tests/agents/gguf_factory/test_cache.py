@@ -26,7 +26,10 @@ PLAN = Plan(
     rows=1, held_out_rows=1, tokens=1, steps=1, parameters={}, base_parameters=1, file_bytes=1, disk_bytes=1, memory_bytes=1,
     seconds_p50=1, seconds_p90=1,
 )  # fmt: skip
-GATES = {name: {"value": 0.0, "threshold": 0.0, "ok": True, "level": "fail", "detail": ""} for name in ("tokenizer_ids",)}
+GATES = {
+    name: rule.judge(name, rule.threshold if rule.level == "fail" else None).model_dump()
+    for name, rule in TIERS["starter"].gates.items()
+}
 
 
 @pytest.fixture(scope="module")
