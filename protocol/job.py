@@ -158,7 +158,7 @@ class Plan(Strict):
     steps: int = Field(description="optimiser steps")
     parameters: dict[str, Any] = Field(description="all training parameters as they will be used")
     base_parameters: int = Field(description="weights of the base model")
-    file_bytes: int = Field(description="predicted size of the GGUF")
+    file_bytes: int | None = Field(description="predicted size of the GGUF; null for a family of which no file was measured")
     disk_bytes: int = Field(description="space needed while working")
     memory_bytes: int = Field(description="predicted peak memory of training")
     seconds_p50: float

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from agents.gguf_factory.base import end_ids
 from protocol import Code, LabError
+
+REFUSED_ADVICE = "Leave out what it refuses; a system turn can stand before the first question instead."
 
 
 class Tokenizer(Protocol):
-    """The part of transformers' tokenizers that is used here; `light.LightTokenizer` has it too."""
+    """The part of transformers' tokenizers that is used here; `light.LightTokenizer` has it too.
+
+    An attribute `turn_ends` may name further tokens that end an answer; see `ends`.
+    """
 
     eos_token_id: int | None
 
@@ -43,20 +50,49 @@ class Sample:
 
 
 def load(folder: Path) -> Any:
-    """Load the base's tokenizer with transformers.
+    """Load the base's tokenizer with transformers, and note in `turn_ends` where the base says that answers end.
+
+    SentencePiece puts a space before every text, also where it begins with one or follows a control token, and so do
+    llama.cpp and the families' own tokenizer.json; transformers 5 rebuilds Llama's tokenizer without these two cases.
 
     Raises:
         LabError: BAD_DATA with field `base`, transformers cannot read it.
     """
+    from tokenizers import normalizers
+    from tokenizers.pre_tokenizers import Metaspace
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise LabError(
             Code.BAD_DATA, f"The tokenizer in {folder} cannot be loaded: {error}.",
             advice="Copy or download the base again.", field="base", file=str(folder),
         ) from error  # fmt: skip
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    cut = getattr(backend, "pre_tokenizer", None)
+    if backend is not None and isinstance(cut, Metaspace) and cut.prepend_scheme != "never":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = None
+    tokenizer.turn_ends = end_ids(folder)
+    return tokenizer
+
+
+def ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids at which an answer ends: eos, and what the base's generation_config.json names beside it."""
+    eos = tokenizer.eos_token_id
+    listed: frozenset[int] = getattr(tokenizer, "turn_ends", frozenset())
+    return listed if eos is None else listed | {eos}
+
+
+def filler(pad: int | None, stops: frozenset[int]) -> int:
+    """Return the id that fills a row behind its last sample: the pad token, or the first id where none or a stop is one.
+
+    What fills is neither seen by a sample nor learned, so that any id will do; only a stop could be taken for an end.
+    """
+    if pad is not None and pad not in stops:
+        return pad
+    return next(number for number in itertools.count() if number not in stops)
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, prompt: bool = False) -> str:
@@ -70,18 +106,20 @@ def render(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], *, prompt: 
     try:
         text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
     except TemplateError as error:
-        raise _template(f"refuses a conversation: {error}", "Leave out what it refuses, such as a system turn.") from error
+        refusal = _template(f"refuses a conversation: {error}", REFUSED_ADVICE)
+        refusal.data["refused"] = str(error)
+        raise refusal from error
     return text
 
 
 def encode(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[bool]]:
     """Return ids and which of them are to be learned: each answer and the token that ends its turn.
 
-    Each answer is encoded apart from what stands before it, as it will be when the model has to write it.
+    The ids before an answer are those of the prompt that will ask for it, and the answer's go on from there.
 
     Raises:
         LabError: BAD_DATA with field `base`, the template changes earlier turns when later ones come (use `samples`),
-            or does not end an answer with the eos token.
+            or does not end an answer with a token of `ends`.
     """
     ids: list[int] = []
     supervised: list[bool] = []
@@ -96,14 +134,10 @@ def encode(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[li
                 "does not keep the beginning of a conversation unchanged when a turn is added",
                 "So it cannot be told which tokens are the answer; choose a base with a plain template.",
             )
-        question = tokenizer.encode(before[len(done) :], add_special_tokens=False)
-        answer = tokenizer.encode(after[len(before) :], add_special_tokens=False)
-        if tokenizer.eos_token_id not in answer:
-            raise _template("does not end an answer with eos_token", "The model would never learn to stop.")
-        # some templates put a line end behind eos: it belongs to the next turn and is not the model's to write
-        learned = len(answer) - answer[::-1].index(tokenizer.eos_token_id)
+        question = _following(tokenizer, ids, before, len(done))
+        answer, marks = _answer(tokenizer, ids + question, after, len(before))
         ids += question + answer
-        supervised += [False] * len(question) + [True] * learned + [False] * (len(answer) - learned)
+        supervised += [False] * len(question) + marks
         done = after
     return ids, supervised
 
@@ -133,7 +167,11 @@ def samples(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], length: in
 
 
 def _windows(
-    tokenizer: Tokenizer, system: Sequence[dict[str, str]], turns: Sequence[dict[str, str]], starts: list[int], length: int
+    tokenizer: Tokenizer,
+    system: Sequence[dict[str, str]],
+    turns: Sequence[dict[str, str]],
+    starts: list[int],
+    length: int,
 ) -> list[Sample]:
     found: list[Sample] = []
     first = 0  # the exchange that is to be learned next
@@ -183,11 +221,35 @@ def _last(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> tuple[lis
     if not after.startswith(before):
         raise _template("does not begin an answer as it prompts for one", "Choose a base with a plain template.")
     question = tokenizer.encode(before, add_special_tokens=False)
-    answer = tokenizer.encode(after[len(before) :], add_special_tokens=False)
-    if tokenizer.eos_token_id not in answer:
-        raise _template("does not end an answer with eos_token", "The model would never learn to stop.")
-    learned = len(answer) - answer[::-1].index(tokenizer.eos_token_id)
-    return question + answer, [False] * len(question) + [True] * learned + [False] * (len(answer) - learned)
+    answer, marks = _answer(tokenizer, question, after, len(before))
+    return question + answer, [False] * len(question) + marks
+
+
+def _answer(tokenizer: Tokenizer, before: list[int], text: str, start: int) -> tuple[list[int], list[bool]]:
+    """Return the ids of the answer that begins at `start`, and which are learned: all up to the last that ends a turn.
+
+    Some templates put a line end behind it, which belongs to the next turn and is not the model's to write.
+    """
+    answer = _following(tokenizer, before, text, start)
+    stops = ends(tokenizer)
+    learned = max((place for place, token in enumerate(answer, 1) if token in stops), default=0)
+    if not learned:
+        raise _template(
+            "does not end an answer with eos_token or another end token of generation_config.json",
+            "The model would never learn to stop: name the token that ends a turn in one of them.",
+        )
+    return answer, [True] * learned + [False] * (len(answer) - learned)
+
+
+def _following(tokenizer: Tokenizer, before: list[int], text: str, start: int) -> list[int]:
+    """Return the ids of `text[start:]` as they follow on `before`, which are the ids of what stands before it.
+
+    Encoded apart only where the border cuts a token: the prompt's ids are given then, and the answer has to fit them.
+    """
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    return tokenizer.encode(text[start:], add_special_tokens=False)
 
 
 def _template(what: str, advice: str) -> LabError:

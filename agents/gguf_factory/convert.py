@@ -8,7 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from agents.gguf_factory import child, toolchain
+from agents.gguf_factory import base as bases
+from agents.gguf_factory import child, converter, support, toolchain
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.hashes import Hashes, file_sha256
 from agents.gguf_factory.job import Job, StageResult, never
@@ -48,14 +49,15 @@ def convert(source: Path, target: Path, *, program: Path, stop: Callable[[], boo
     """Convert a folder in transformers' format into an F16 GGUF; the file appears whole or not at all.
 
     Raises:
-        LabError: TOOLCHAIN with the converter's last lines.
+        LabError: TOOLCHAIN with the converter's last lines; BAD_DATA, the folder is not a whole model.
         Stopped: `stop` was true.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    pre = support.pre_name(bases.read(source))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         child.run(
-            child.script(program, source, "--outfile", temporary, "--outtype", "f16"),
+            child.script(Path(converter.__file__), program, pre or converter.UNKNOWN, source, temporary),
             output=target.with_suffix(".log"), stop=stop, what=f"converting {source}",
             environment=toolchain.environment(program.parent),
         )  # fmt: skip

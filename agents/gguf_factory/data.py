@@ -66,18 +66,38 @@ class Encoded:
         return sum(sample.continued for sample in self.samples)
 
 
-def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int) -> Encoded:
+def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int, uri: str = "", field: str = "dataset") -> Encoded:
     """Encode rows as samples of at most `length` tokens.
 
+    Args:
+        tokenizer: the base's.
+        rows: rows of one data set.
+        length: most tokens of a sample.
+        uri, field: of the data set, for the error.
+
     Raises:
-        LabError: BAD_DATA, as `chat.samples`.
+        LabError: BAD_DATA with file and lines, the chat template refuses rows; else as `chat.samples`.
     """
     samples: list[chat.Sample] = []
+    refused: list[tuple[int, str]] = []
     skipped = 0
     for row in rows:
-        found = chat.samples(tokenizer, row.messages, length)
+        try:
+            found = chat.samples(tokenizer, row.messages, length)
+        except LabError as error:
+            if "refused" not in error.data:
+                raise
+            refused.append((row.line, str(error.data["refused"])))
+            continue
         samples += found
         skipped += sum(turn["role"] == "assistant" for turn in row.messages) - sum(sample.answers for sample in found)
+    if refused:
+        listed = "; ".join(f"line {line} ({reason})" for line, reason in refused[: dataset.SHOWN])
+        more = f"; and {len(refused) - dataset.SHOWN} more" if len(refused) > dataset.SHOWN else ""
+        raise LabError(
+            Code.BAD_DATA, f"The base's chat template refuses {len(refused)} rows of the data set {uri}: {listed}{more}.",
+            advice=chat.REFUSED_ADVICE, field=field, file=uri, line=refused[0][0], bad_rows=len(refused),
+        )  # fmt: skip
     return Encoded(samples, skipped)
 
 
@@ -162,7 +182,7 @@ def run(job: Job) -> StageResult:
             )  # fmt: skip
     length = int(parameters["sequence_length"])
     tokenizer = chat.load(job.base)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = chat.filler(tokenizer.pad_token_id, chat.ends(tokenizer))
     train, held_out = found.rows.train, found.rows.held_out
     folder = job.path(Stage.DATA)
     results: dict[str, Any] = {
@@ -175,7 +195,7 @@ def run(job: Job) -> StageResult:
     control = shuffled(train, int(parameters["seed"]))
     for name, rows in (("packed", train), ("control", control), ("held_out", held_out)):
         job.progress(note=f"encoding {name} rows")
-        encoded = fitting(encode(tokenizer, rows, length), length, name)
+        encoded = fitting(encode(tokenizer, rows, length, found.train.uri), length, name)
         packed = packing.pack(encoded.samples, length, pad)
         files.append(folder / f"{name}.safetensors")
         packing.save(packed, files[-1])

@@ -5,15 +5,12 @@ The data stage uses transformers' own; a test holds the two equal on the starter
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from agents.gguf_factory import template
 from agents.gguf_factory.base import Base
 from protocol import Code, LabError
 
@@ -30,11 +27,8 @@ class LightTokenizer:
             LabError: BAD_DATA with field `base`, a file of it cannot be read.
         """
         self.specials = {name: token for name in SPECIAL_NAMES if (token := base.token(name))}
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals.update(raise_exception=_raise, strftime_now=lambda form: datetime.now().strftime(form))
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         try:
-            self.template = environment.from_string(base.template)
+            self.template = template.environment().from_string(base.template)
         except TemplateError as error:
             raise _unreadable(base, f"its chat template is broken: {error}") from error
         self._encode, self.size = _sentencepiece(base, self.specials) if _is_sentencepiece(base) else _fast(base)
@@ -42,11 +36,14 @@ class LightTokenizer:
         if len(eos) != 1:
             raise _unreadable(base, f"eos_token {self.specials['eos_token']} is not one token")
         self.eos_token_id: int | None = eos[0]
+        self.turn_ends = base.end_ids
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], /, *, tokenize: bool = False, add_generation_prompt: bool = False
     ) -> str:
-        return self.template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self.specials)
+        return self.template.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self.specials
+        )
 
     def encode(self, text: str, /, *, add_special_tokens: bool = False) -> list[int]:
         return self._encode(text)
@@ -94,10 +91,6 @@ def _sentencepiece(base: Base, specials: Mapping[str, str]) -> tuple[Callable[[s
         return result
 
     return encode, size
-
-
-def _raise(message: str) -> Any:
-    raise TemplateError(message)
 
 
 def _unreadable(base: Base, why: str) -> LabError:

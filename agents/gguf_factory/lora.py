@@ -7,6 +7,7 @@ over memory: the low-rank term is added in place, and projections that read the 
 from __future__ import annotations
 
 import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.gguf_factory.rows import Batch
 from protocol import Code, LabError
@@ -28,11 +29,17 @@ ADAPTER = "default"  # peft's name of the only adapter
 def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a base model for training or merging.
 
+    torch's fused attention cannot cap its scores as Gemma 2 does, so such a model computes attention step by step.
+
     Raises:
         LabError: CONFIGURATION, the folder does not hold a causal language model in transformers' format.
     """
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        config: Any = AutoConfig.from_pretrained(folder)
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=attention
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LabError(
             Code.CONFIGURATION,
@@ -67,31 +74,70 @@ def targets(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
+def masks(config: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor | dict[str, Tensor]:
+    """Return the attention mask of a batch, or one for each kind of layer where some see only a window.
+
+    A mask that is given is used by transformers as it is, so the window has to be in it.
+    """
+    window = getattr(config, "sliding_window", None)
+    if not window or batch.input_ids.shape[1] <= window or getattr(config, "use_sliding_window", True) is False:
+        return batch.mask(dtype)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return batch.mask(dtype, window)
+    return {kind: batch.mask(dtype, window if kind == "sliding_attention" else None) for kind in sorted(set(kinds))}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a head does beside multiplying: logits are scaled (Granite, Cohere), then capped (Gemma 2)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Head:
+        divisor = getattr(config, "logits_scaling", None) or 1.0
+        factor = getattr(config, "logit_scale", None) or 1.0
+        return cls(factor / divisor, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return what the model's own logits are, from those of the matrix alone."""
+        scaled = logits if self.scale == 1.0 else logits * self.scale
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
+
+PLAIN = Head()
+
+
 class Supervised(torch.autograd.Function):
     """Sum of cross-entropies in nats under a frozen head, in chunks; the gradient comes with the loss, so that no
     logits are kept (the idea of Liger's fused linear cross-entropy, arXiv 2410.10989)."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor, head: Head = PLAIN) -> Tensor:  # type: ignore[override]
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            logits = (hidden[part] @ weight.t()).float()
+            logits = head((hidden[part] @ weight.t()).float())
+            slope = head.scale if head.cap is None else head.scale * (1 - (logits / head.cap).square())
             normaliser = logits.logsumexp(-1, keepdim=True)
             index = wanted[part].unsqueeze(1)
             total += (normaliser - logits.gather(1, index)).sum()
             if gradient is not None:
                 logits.sub_(normaliser).exp_().scatter_add_(1, index, logits.new_full(index.shape, -1.0))
+                if head is not PLAIN:
+                    logits.mul_(slope)
                 gradient[part] = logits.to(weight.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None
+        return gradient * upstream.to(gradient.dtype), None, None, None
 
 
 class SharedDropout:
@@ -142,6 +188,8 @@ class Network:
         wrapped: Any = self.peft  # transformers and peft leave most of their methods untyped
         self.causal: Any = wrapped.get_base_model()
         self.head = self.causal.get_output_embeddings()
+        found = Head.of(self.causal.config)
+        self.logits = PLAIN if found == PLAIN else found
         self.parameters = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
         self.dropout = SharedDropout(dropout)
         if all(p.dtype == self.head.weight.dtype == torch.float32 for p in self.parameters.values()):
@@ -158,7 +206,7 @@ class Network:
         """Return the normalised hidden states [supervised positions, width] that predict a batch's labels."""
         states = self.causal.get_decoder()(
             input_ids=batch.input_ids,
-            attention_mask=batch.mask(self.head.weight.dtype),
+            attention_mask=masks(self.causal.config, batch, self.head.weight.dtype),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
@@ -168,19 +216,19 @@ class Network:
     def loss(self, batch: Batch) -> Tensor:
         """Return the sum of nats over the supervised tokens of a batch."""
         batch = batch.to(self.device)
-        return Supervised.apply(self.hidden(batch), self.head.weight, batch.labels[:, 1:][batch.supervised])
+        return Supervised.apply(self.hidden(batch), self.head.weight, batch.labels[:, 1:][batch.supervised], self.logits)
 
     @torch.no_grad()
     def check_head(self, batch: Batch) -> None:
         """Compare the loss with the one from the model's own logits, for heads that do more than multiply.
 
         Raises:
-            LabError: CONFIGURATION, the head has a bias, scales or caps its logits.
+            LabError: CONFIGURATION, the head has a bias, or does something else that `Head` does not know.
         """
         self.peft.eval()
         batch = batch.to(self.device)
         logits = self.causal(
-            input_ids=batch.input_ids, attention_mask=batch.mask(self.head.weight.dtype),
+            input_ids=batch.input_ids, attention_mask=masks(self.causal.config, batch, self.head.weight.dtype),
             position_ids=batch.position_ids, use_cache=False,
         ).logits[:, :-1][batch.supervised].float()  # fmt: skip
         wanted = float(F.cross_entropy(logits, batch.labels[:, 1:][batch.supervised], reduction="sum"))
@@ -191,7 +239,7 @@ class Network:
                 Code.CONFIGURATION,
                 f"the head of the base model ({self.causal.config.model_type}) does more than multiply: the loss is "
                 f"{wanted:.4f} by the model's own logits and {got:.4f} by its matrix.",
-                advice="Choose a base whose logits are neither scaled nor capped, such as the starter base or Qwen3.",
+                advice="Choose a base whose head multiplies, scales or caps, such as those of docs/bases.md.",
                 field="base",
             )
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from agents.gguf_factory.job import Job, StageResult
-from agents.gguf_factory.lora import load_base
+from agents.gguf_factory.lora import load_base, masks
 from agents.gguf_factory.rows import Batch, Rows
 from protocol import Code, LabError
 
@@ -109,7 +109,7 @@ def check_used(model: PeftModel, adapter: Path, layers: int, modules: set[str]) 
 def logits(model: Any, batch: Batch) -> Tensor:
     """Return the logits of a batch's supervised positions."""
     states = model.get_decoder()(
-        input_ids=batch.input_ids, attention_mask=batch.mask(), position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids, attention_mask=masks(model.config, batch), position_ids=batch.position_ids, use_cache=False
     ).last_hidden_state
     return model.get_output_embeddings()(states[:, :-1][batch.supervised])
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import configs
 from agents.gguf_factory import base as bases
-from agents.gguf_factory import chat, data, machine, packing, sizes
+from agents.gguf_factory import chat, data, machine, packing, sizes, support
 from agents.gguf_factory.base import Base
 from agents.gguf_factory.dataset import Row
 from agents.gguf_factory.fingerprint import fingerprint, key
@@ -45,6 +46,7 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
     tiers = tiers or configs.load().tiers
     chosen = parameters(request.request, request.route, tiers)
     base = bases.read(bases.resolve(request.route.base))
+    notes = support.check(base)
     tokenizer = checked_tokenizer(base)
     length = chosen.sequence_length
     context = base.config.get("max_position_embeddings")
@@ -56,15 +58,17 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
     source = data.source(request.request)
     refuse_markers(source.train.uri, "dataset", source.rows.train, base)
     held_out_uri = source.evaluation.uri if source.evaluation else source.train.uri
-    refuse_markers(held_out_uri, "eval_dataset" if source.evaluation else "dataset", source.rows.held_out, base)
-    train = data.fitting(data.encode(tokenizer, source.rows.train, length), length, "training")
-    held_out = data.fitting(data.encode(tokenizer, source.rows.held_out, length), length, "held-out")
+    held_out_field = "eval_dataset" if source.evaluation else "dataset"
+    refuse_markers(held_out_uri, held_out_field, source.rows.held_out, base)
+    train = data.fitting(data.encode(tokenizer, source.rows.train, length, source.train.uri), length, "training")
+    encoded = data.encode(tokenizer, source.rows.held_out, length, held_out_uri, held_out_field)
+    held_out = data.fitting(encoded, length, "held-out")
     rows = len(packing.bins([len(sample.ids) for sample in train.samples], length))
     steps = optimiser_steps(rows, train.tokens, chosen)
     weights = base.parameters
     file_bytes = sizes.file_bytes(
         {**base.config, "tie_word_embeddings": base.tied},
-        sizes.vocabulary_bytes(base.folder, base.config["vocab_size"]), chosen.quantisation,
+        sizes.vocabulary_bytes(base.folder, base.config["vocab_size"], base.template), chosen.quantisation,
     )  # fmt: skip
     predicted = uncalibrated_seconds(weights, steps, chosen, machine.flops(home))
     p50, p90 = _quantiles(predicted, machine.calibration(machine.finished(home), str(base.folder)))
@@ -73,7 +77,7 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
         parameters={**chosen.model_dump(), **source.digests},
         base_parameters=weights, file_bytes=file_bytes, disk_bytes=disk_bytes(weights, file_bytes, base, chosen),
         memory_bytes=training_memory(base, chosen), seconds_p50=p50, seconds_p90=p90,
-        warnings=list(_warnings(source, train, held_out)),
+        warnings=[*notes, *_padding(base, tokenizer), *_warnings(source, train, held_out)],
     )  # fmt: skip
     check_machine(result, home)
     return result
@@ -115,7 +119,8 @@ def checked_tokenizer(base: Base) -> LightTokenizer:
             advice="Tokens were added without the model; use the tokenizer that belongs to it.",
             field="base", file=str(base.folder),
         )  # fmt: skip
-    chat.samples(tokenizer, PROBE, 1024)
+    sample = chat.samples(tokenizer, PROBE, 1024)[0]
+    support.check_stop(base, [number for number, mark in zip(sample.ids, sample.supervised, strict=True) if mark][-1])
     return tokenizer
 
 
@@ -125,12 +130,11 @@ def refuse_markers(uri: str, field: str, rows: Iterable[Row], base: Base) -> Non
     Raises:
         LabError: BAD_DATA with file and line.
     """
-    extra = base.tokenizer_config.get("additional_special_tokens") or []
-    named = [item["content"] if isinstance(item, dict) else item for item in extra] + [base.token("eos_token")]
-    markers = [marker for marker in named if marker and marker.startswith("<|")]
+    markers = markers_of(base)
+    pattern = re.compile("|".join(map(re.escape, markers)) or "(?!)")
     hits = [
-        (row.line, marker) for row in rows for marker in markers
-        if any(marker in turn["content"] for turn in row.messages)
+        (row.line, found) for row in rows
+        for found in sorted({match for turn in row.messages for match in pattern.findall(turn["content"])})
     ]  # fmt: skip
     if hits:
         listed = ", ".join(f"line {line} ({marker})" for line, marker in hits[:5])
@@ -138,6 +142,24 @@ def refuse_markers(uri: str, field: str, rows: Iterable[Row], base: Base) -> Non
             Code.BAD_DATA, f"The data set {uri} has text with the base's own chat markers: {listed}.",
             advice="Remove the markers; the factory writes them itself.", field=field, file=uri, line=hits[0][0],
         )  # fmt: skip
+
+
+def markers_of(base: Base) -> list[str]:
+    """Return the special tokens that the base's chat template is made of, and those that end a turn."""
+    extra = base.tokenizer_config.get("additional_special_tokens") or []
+    added = (base.tokenizer_config.get("added_tokens_decoder") or {}).values()
+    named = [item["content"] if isinstance(item, dict) else item for item in extra]
+    named += [item["content"] for item in added if item.get("special")]
+    ends = {base.token("eos_token"), *(base.text(number) for number in base.end_ids)}
+    return sorted({name for name in [*named, *ends] if name and (name in ends or name in base.template or name[:2] == "<|")})
+
+
+def _padding(base: Base, tokenizer: LightTokenizer) -> Iterable[str]:
+    pad = base.token("pad_token")
+    if pad is None or pad == base.token("eos_token"):
+        what = "has no pad_token" if pad is None else f"uses {pad} both as pad_token and as eos_token"
+        number = chat.filler(None, chat.ends(tokenizer))
+        yield f"The base {what}: rows are filled up with token {number}, which no sample sees and nothing learns."
 
 
 def optimiser_steps(rows: int, tokens: int, chosen: Parameters) -> int:
@@ -177,12 +199,15 @@ def adapter_weights(base: Base, rank: int) -> int:
     )  # fmt: skip
 
 
-def disk_bytes(weights: int, file_bytes: int, base: Base, chosen: Parameters) -> int:
-    """Predict the bytes under the home: merged and F16 files, the result and its published copy, the checkpoints."""
+def disk_bytes(weights: int, file_bytes: int | None, base: Base, chosen: Parameters) -> int:
+    """Predict the bytes under the home: merged and F16 files, the result and its published copy, the checkpoints.
+
+    A result whose size is not predicted counts as large as the F16 file.
+    """
     merged = 4 * weights  # 32-bit at most
     f16 = 2 * 2 * weights  # the tuned model's, and the base's that the gates compare with
     checkpoints = 2 * 3 * 4 * adapter_weights(base, chosen.lora_r)  # two of them, weights and two moments
-    return merged + f16 + 2 * file_bytes + checkpoints + SLACK_BYTES
+    return merged + f16 + 2 * (file_bytes or 2 * weights) + checkpoints + SLACK_BYTES
 
 
 def training_memory(base: Base, chosen: Parameters) -> int:
@@ -255,6 +280,7 @@ def run(job: Job) -> StageResult:
         LabError: as `plan`, for base and machine.
     """
     base = bases.read(job.base)
+    support.check(base)
     checked_tokenizer(base)
     check_machine(job.run.plan, job.home)
     file = job.path(Stage.PLAN, "plan.json")

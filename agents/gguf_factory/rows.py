@@ -38,11 +38,16 @@ class Batch:
         """[rows, length - 1], true where the hidden state predicts a label of its own sample."""
         return (self.labels[:, 1:] != IGNORED) & (self.position_ids[:, 1:] != 0)
 
-    def mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the additive attention mask [rows, 1, length, length]: causal, and closed between samples."""
+    def mask(self, dtype: torch.dtype = torch.float32, window: int | None = None) -> Tensor:
+        """Return the additive attention mask [rows, 1, length, length]: causal, and closed between samples.
+
+        With a `window`, a token sees itself and the `window` - 1 tokens before it.
+        """
         sample = (self.position_ids == 0).cumsum(1)
         length = self.input_ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=sample.device).tril()
+        if window is not None:
+            causal = causal.triu(1 - window)
         open_ = (sample[:, :, None] == sample[:, None, :]) & causal
         return torch.zeros(open_.shape, dtype=dtype, device=sample.device).masked_fill_(~open_, -torch.inf)[:, None]
 

@@ -1,6 +1,6 @@
 """Predict a GGUF's size from a model's config. Pure arithmetic on shapes; knows nothing of weights.
 
-The choice of types follows llama_tensor_get_type in llama.cpp's src/llama-quant.cpp.
+The choice of types follows llama_tensor_get_type in llama.cpp's src/llama-quant.cpp, as it is with an importance matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCKS: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 """Weights and bytes of one block of each type (ggml-common.h)."""
 
-FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp takes where a row is not a multiple of 256."""
 
 MAIN = {
@@ -28,9 +28,13 @@ MAIN = {
 }  # fmt: skip
 """File types whose name is not the type of most of their tensors."""
 
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
+"""Model types whose predictions were held against files (tests); of others no size is told."""
+
 ALIGNMENT = 32  # bytes; general.alignment's default (gguf.md)
 KEYS_BYTES = 3_000  # key-value pairs but vocabulary and template: about 30 of 60-100 bytes each
-TOKEN_BYTES = 8 + 4 + 4  # a token's length, score and type beside its text (gguf.md: string u64, f32, i32)
+TOKEN_BYTES = 8 + 4  # a token's length and type beside its text (gguf.md: string u64, i32)
+SCORE_BYTES = 4  # SentencePiece has a score too (f32)
 MERGE_BYTES = 8
 
 
@@ -48,35 +52,50 @@ class Tensor:
 
 
 def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Yield the tensors of a Llama-like model (Llama, Mistral, Qwen2, Qwen3) from config.json."""
+    """Yield the tensors of a model of one of `FAMILIES` from config.json."""
     width, layers, forward = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     head = config.get("head_dim") or width // heads
     kv = (config.get("num_key_value_heads") or heads) * head
     kind = config.get("model_type", "llama")
-    biased = kind == "qwen2" or bool(config.get("attention_bias"))
     yield Tensor("token_embd", width, config["vocab_size"])
-    if not config.get("tie_word_embeddings", False):
+    if not tied(config):
         yield Tensor("output", width, config["vocab_size"])
     yield Tensor("output_norm", width, 1)
+    if _rope_type(config) == "llama3":
+        yield Tensor("rope_freqs", head // 2, 1)
+    biased = ["q", "k", "v"] if kind == "qwen2" or config.get("attention_bias") else []
+    if config.get("attention_bias") and kind != "qwen2":
+        biased.append("output")
+    norms = [("attn_norm", width), ("ffn_norm", width)]
+    if kind.startswith("gemma"):
+        norms += [("post_attention_norm", width), ("post_ffw_norm", width)]
+    if kind in ("qwen3", "gemma3_text"):
+        norms += [("attn_q_norm", head), ("attn_k_norm", head)]
+    attention = {"q": (width, heads * head), "k": (width, kv), "v": (width, kv), "output": (heads * head, width)}
+    feed_forward = {"gate": (width, forward), "up": (width, forward), "down": (forward, width)}
     for layer in range(layers):
         at = f"blk.{layer}."
-        yield Tensor(f"{at}attn_norm", width, 1)
-        yield Tensor(f"{at}ffn_norm", width, 1)
-        yield Tensor(f"{at}attn_q", width, heads * head)
-        yield Tensor(f"{at}attn_k", width, kv)
-        yield Tensor(f"{at}attn_v", width, kv)
-        yield Tensor(f"{at}attn_output", heads * head, width)
-        yield Tensor(f"{at}ffn_gate", width, forward)
-        yield Tensor(f"{at}ffn_up", width, forward)
-        yield Tensor(f"{at}ffn_down", forward, width)
-        if kind == "qwen3":
-            yield Tensor(f"{at}attn_q_norm", head, 1)
-            yield Tensor(f"{at}attn_k_norm", head, 1)
-        if biased:
-            yield Tensor(f"{at}attn_q.bias", heads * head, 1)
-            yield Tensor(f"{at}attn_k.bias", kv, 1)
-            yield Tensor(f"{at}attn_v.bias", kv, 1)
+        for name, size in norms:
+            yield Tensor(f"{at}{name}", size, 1)
+        for name, (columns, rows) in attention.items():
+            yield Tensor(f"{at}attn_{name}", columns, rows)
+            if name in biased:
+                yield Tensor(f"{at}attn_{name}.bias", rows, 1)
+        for name, (columns, rows) in feed_forward.items():
+            yield Tensor(f"{at}ffn_{name}", columns, rows)
+            if config.get("mlp_bias"):
+                yield Tensor(f"{at}ffn_{name}.bias", rows, 1)
+
+
+def tied(config: Mapping[str, Any]) -> bool:
+    """Tell whether the head is the embedding; where config.json is silent, that is transformers' default."""
+    return bool(config.get("tie_word_embeddings", str(config.get("model_type")).startswith("gemma")))
+
+
+def _rope_type(config: Mapping[str, Any]) -> str | None:
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return settings.get("rope_type") or settings.get("type")
 
 
 def tensor_type(tensor: Tensor, quantisation: str, layers: int, *, tied: bool, gqa: float = 1.0) -> str:
@@ -119,7 +138,9 @@ def _wanted(tensor: Tensor, quantisation: str, layers: int, *, tied: bool, gqa: 
         case "Q3_K_M", "attn_v":
             return "Q5_K" if layer < 2 else "Q4_K"
         case "Q3_K_M", "ffn_down":
-            return "Q5_K" if layer < layers // 16 else "Q4_K" if _use_more_bits(layer, layers) else main
+            return "Q5_K" if layer < layers // 16 else "Q4_K"
+        case ("Q4_0" | "Q5_0"), "ffn_down" if layer < layers // 8:
+            return {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}[quantisation]
         case "Q3_K_L", "attn_v" | "ffn_down":
             return "Q5_K"
         case "Q3_K_M", "attn_output":
@@ -138,8 +159,8 @@ def _use_more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def file_bytes(config: Mapping[str, Any], vocabulary_bytes: int, quantisation: str = "Q4_K_M") -> int:
-    """Predict the size of the whole file in bytes (within 2 % of measured files; see traps in the test).
+def file_bytes(config: Mapping[str, Any], vocabulary_bytes: int, quantisation: str = "Q4_K_M") -> int | None:
+    """Predict the size of the whole file in bytes, within 2 % of measured files; None for a family of which none was.
 
     Args:
         config: the model's config.json.
@@ -149,35 +170,43 @@ def file_bytes(config: Mapping[str, Any], vocabulary_bytes: int, quantisation: s
     Raises:
         KeyError: a size is missing in the config.
     """
+    if config.get("model_type", "llama") not in FAMILIES:
+        return None
     layers = config["num_hidden_layers"]
-    tied = bool(config.get("tie_word_embeddings", False))
+    shared = tied(config)
     gqa = config["num_attention_heads"] / (config.get("num_key_value_heads") or config["num_attention_heads"])
     total = KEYS_BYTES + vocabulary_bytes
     for tensor in tensors(config):
-        block, size = BLOCKS[tensor_type(tensor, quantisation, layers, tied=tied, gqa=gqa)]
+        block, size = BLOCKS[tensor_type(tensor, quantisation, layers, tied=shared, gqa=gqa)]
         info = 8 + len(tensor.name) + len(".weight") + 4 + 8 * (2 if tensor.rows > 1 else 1) + 4 + 8  # gguf.md
         total += info + math.ceil(tensor.weights // block * size / ALIGNMENT) * ALIGNMENT
     return total
 
 
-def vocabulary_bytes(folder: Path, size: int) -> int:
+def vocabulary_bytes(folder: Path, size: int, template: str | None = None) -> int:
     """Return what the tokenizer in a folder takes in a GGUF: tokens, scores, types, merges, template, in bytes.
 
     Args:
         folder: the base's folder, with tokenizer.json or tokenizer.model.
         size: rows of the embedding; the converter fills the vocabulary up to it.
+        template: the chat template; None: chat_template.jinja in the folder.
     """
-    merges = 0
+    total = size * TOKEN_BYTES
     if (folder / "tokenizer.model").is_file():
         from sentencepiece import SentencePieceProcessor
 
         pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        text = sum(len(pieces.id_to_piece(index).encode()) for index in range(pieces.get_piece_size()))
+        known = [pieces.id_to_piece(index) for index in range(pieces.get_piece_size())]
+        total += size * SCORE_BYTES
     else:
-        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("model", {})
-        text = sum(len(token.encode()) for token in model.get("vocab", {}))
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        model = content.get("model", {})
+        known = list({**model.get("vocab", {}), **{item["content"]: 0 for item in content.get("added_tokens", [])}})
         for merge in model.get("merges", []):
-            merged = merge if isinstance(merge, str) else " ".join(merge)
-            merges += MERGE_BYTES + len(merged.encode())
-    template = folder / "chat_template.jinja"
-    return size * TOKEN_BYTES + text + merges + (template.stat().st_size if template.is_file() else 0)
+            total += MERGE_BYTES + len((merge if isinstance(merge, str) else " ".join(merge)).encode())
+    total += sum(len(token.encode()) for token in known)
+    total += sum(len(f"[PAD{index}]") for index in range(len(known), size))
+    file = folder / "chat_template.jinja"
+    if template is None:
+        template = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return total + len(template.encode())

@@ -55,6 +55,7 @@ def llama2(folder: Path) -> Path:
         "clean_up_tokenization_spaces": False, "sp_model_kwargs": {}, "chat_template": _template("llama2"),
         "added_tokens_decoder": _added(["<unk>", "<s>", "</s>"], 0),
     })  # fmt: skip
+    _tokenizer_json(folder)
     _weights(folder, "llama", vocab_size=SPM_SIZE, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
     return folder
 
@@ -122,8 +123,8 @@ def gemma3(folder: Path) -> Path:
     _gemma_tokenizer(folder, "gemma3")
     _weights(
         folder, "gemma3_text", vocab_size=SPM_SIZE, bos_token_id=2, eos_token_id=[1, END_OF_TURN], pad_token_id=0,
-        sliding_window=32, query_pre_attn_scalar=64, layer_types=["sliding_attention", "full_attention"],
-        hidden_activation="gelu_pytorch_tanh",
+        sliding_window=32, query_pre_attn_scalar=64, hidden_activation="gelu_pytorch_tanh", num_hidden_layers=6,
+        intermediate_size=256,  # six layers, of which the last sees everything: llama.cpp knows no other order
     )  # fmt: skip
     return folder
 
@@ -229,6 +230,14 @@ def _gemma_tokenizer(folder: Path, name: str) -> None:
         "model_max_length": 1_000_000, "use_default_system_prompt": False, "chat_template": _template(name),
         "added_tokens_decoder": _added([*names, *symbols], 0, plain=("<mask>", "\n\n", "▁▁")),
     })  # fmt: skip
+    _tokenizer_json(folder)
+
+
+def _tokenizer_json(folder: Path) -> None:
+    """Write the tokenizer.json that the hub has beside tokenizer.model."""
+    from agents.gguf_factory import chat
+
+    chat.load(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _added(tokens: Sequence[str], first: int, plain: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
