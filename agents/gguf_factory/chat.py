@@ -79,10 +79,13 @@ def load(folder: Path) -> Any:
 
 
 def ends(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids at which an answer ends: eos, and what the base's generation_config.json names beside it."""
+    """Return the ids at which an answer ends: eos, and what the base's generation_config.json names beside it.
+
+    A list without eos belongs to another tokenizer and is left out.
+    """
     eos = tokenizer.eos_token_id
     listed: frozenset[int] = getattr(tokenizer, "turn_ends", frozenset())
-    return listed if eos is None else listed | {eos}
+    return listed if eos is None or eos in listed else frozenset({eos})
 
 
 def filler(pad: int | None, stops: frozenset[int]) -> int:
