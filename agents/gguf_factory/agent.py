@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from agents.gguf_factory import machine, recovery
 from agents.gguf_factory.cache import Cache, look_up
+from agents.gguf_factory.launcher import Launcher
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, trace
 from bus.lease import TTL
@@ -56,6 +57,7 @@ class FactoryAgent(BaseAgent):
         self.message_handlers |= {"job.plan": self.plan, "job.run": self.start, "job.stop": self.stop}
         self.reply_handlers |= {"job.report": self.report_answered, "lease.renew": self.renewed}
         self.timer_handlers["renew"] = self.renew
+        self.launcher = Launcher(self.home)
         self.processes: dict[str, JobProcess] = {}
         self.stop_calls: dict[str, list[str]] = {}
         self.leaving = False
@@ -88,6 +90,7 @@ class FactoryAgent(BaseAgent):
         await asyncio.gather(*(process.stop(CHECKPOINT_GRACE) for process in list(self.processes.values())))
         while self.processes:
             await asyncio.sleep(0.01)  # the listening tasks read the last lines
+        await self.launcher.close()
 
     # planning
 
@@ -120,7 +123,7 @@ class FactoryAgent(BaseAgent):
 
     async def answer_plan(self, call: str, request: PlanRequest) -> None:
         for _ in range(PLAN_ATTEMPTS):
-            answer = await make_plan(request, self.home)
+            answer = await make_plan(request, self.home, self.launcher)
             if "crash" not in answer:
                 break
             self.log.warning("planning crashed", job=request.job, reason=answer["crash"])
@@ -182,7 +185,7 @@ class FactoryAgent(BaseAgent):
             folder, self.slots,
             lambda line: self.until_stored(lambda: self.heard(run, line)),
             lambda status: self.until_stored(lambda: self.ended(run, process, status)),
-            agent=self.agent,
+            launcher=self.launcher, agent=self.agent,
         )  # fmt: skip
         self.processes[run.job] = process
 

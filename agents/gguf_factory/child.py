@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from agents.gguf_factory import zygote
 from agents.gguf_factory.job import Stopped
+from agents.gguf_factory.program import Program
 from protocol import Code, LabError
 
 POLL_S = 0.1  # a stop is seen within this; cancelling has 3 s in all
 GRACE_S = 1.0  # between SIGTERM and SIGKILL
 TAIL_LINES = 8  # of a failed program's output that go into the error
 
-# prctl(PR_SET_PDEATHSIG, SIGKILL) in the program itself: preexec_fn is unsafe beside torch's threads.
-_BOOT = """
-import ctypes, os, runpy, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != int(sys.argv[1]): sys.exit(1)
-del sys.argv[:2]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+_branch: socket.socket | None = None
+"""Where this process asks for forks of itself as it was before it computed anything; None: programs start afresh."""
+
+Process = subprocess.Popen[bytes] | zygote.Forked
 
 
-def script(path: Path, *arguments: str | Path) -> list[str]:
-    """Return the command that runs a Python script which dies with its parent."""
-    return [sys.executable, "-P", "-c", _BOOT, str(os.getpid()), str(path), *map(str, arguments)]
+def script(path: Path, *arguments: str | Path) -> Program:
+    """Return the program that is a Python script; it dies with its parent."""
+    return Program(str(path), tuple(map(str, arguments)), script=True, forked=True)
 
 
-def module(name: str, *arguments: str | Path) -> list[str]:
-    """Return the command that runs a module of the project; it calls `lifeline.die_with_parent` itself."""
-    return [sys.executable, "-m", name, *map(str, arguments)]
+def module(name: str, *arguments: str | Path, forked: bool = False) -> Program:
+    """Return the program that is a module of the project; it calls `lifeline.die_with_parent` itself.
+
+    Args:
+        name: the module.
+        arguments: its arguments.
+        forked: whether it may run in a fork of this process; it must have `main(arguments) -> exit code` then.
+    """
+    return Program(name, tuple(map(str, arguments)), forked=forked)
+
+
+@contextmanager
+def forking(*private: int) -> Iterator[None]:
+    """Within this block, programs that may be forked are: off this process, as it was when the block was entered.
+
+    Args:
+        private: descriptors that such programs are not to have.
+    """
+    global _branch
+    with zygote.branched(private) as _branch:
+        try:
+            yield
+        finally:
+            _branch = None
 
 
 def run(
-    command: Sequence[str],
+    program: Program,
     *,
     output: Path,
     stop: Callable[[], bool],
@@ -48,7 +67,7 @@ def run(
     """Run a program to its end and return what it printed.
 
     Args:
-        command: program and arguments.
+        program: made by `script` or `module`.
         output: file for its stdout and stderr.
         stop: asked every tenth of a second; true ends the program.
         what: the program in an error message, e.g. "the converter".
@@ -60,15 +79,11 @@ def run(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+        process = start(program, file, {**os.environ, **(environment or {})})
     try:
-        while (code := process.poll()) is None:
+        while (code := _waited(process)) is None:
             if stop():
                 raise Stopped(f"{what} was stopped")
-            time.sleep(POLL_S)
     finally:
         end(process)
     text = output.read_text(encoding="utf-8", errors="replace")
@@ -83,7 +98,25 @@ def run(
     return text
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def start(program: Program, output: BinaryIO, environment: Mapping[str, str]) -> Process:
+    """Start a program whose stdout and stderr go to a file."""
+    if program.forked and _branch is not None:
+        return zygote.Forked(
+            zygote.ask(_branch, program, environment, stdout=output.fileno(), stderr=output.fileno())
+        )
+    return subprocess.Popen(
+        program.command(os.getpid()), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+    )
+
+
+def _waited(process: Process) -> int | None:
+    try:
+        return process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def end(process: Process) -> None:
     """End a program that still runs: SIGTERM, then SIGKILL after a second."""
     if process.poll() is not None:
         return

@@ -7,19 +7,19 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
 
+from agents.gguf_factory.launcher import Launcher, Started, read_pipe
+from agents.gguf_factory.program import Program
 from bus import trace
 from protocol.job import PlanRequest
 
-QUIET_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for each other sleep instead of spinning: on shared cores a training step took 2.9 s instead of
-10.6 s. OpenMP reads it when torch is loaded, so it must be in the environment before."""
+WORK = "agents.gguf_factory.work"
 LINE_LIMIT = 4 * 1024 * 1024
 """Bytes of one line from the process; the final line carries all results and samples, far less than this."""
 CANCEL_GRACE = 1.5
@@ -36,19 +36,21 @@ class JobProcess:
         slots: how many jobs share this machine's cores.
         heard: takes each JSON line of the process.
         ended: called once with the exit status (negative: killed by that signal).
+        launcher: starts the process.
         agent: the factory's id, for the process's log.
     """
 
     def __init__(
         self, folder: Path, slots: int, heard: Callable[[dict[str, Any]], Awaitable[None]],
-        ended: Callable[[int], Awaitable[None]], *, agent: str = "gguf_factory",
+        ended: Callable[[int], Awaitable[None]], *, launcher: Launcher, agent: str = "gguf_factory",
     ) -> None:  # fmt: skip
         self.folder = folder
         self.agent = agent
         self.slots = slots
         self.heard = heard
         self.ended = ended
-        self._process: asyncio.subprocess.Process | None = None
+        self.launcher = launcher
+        self._process: Started | None = None
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -56,18 +58,21 @@ class JobProcess:
         if self._stopping.is_set():
             await self.ended(-signal.SIGTERM)
             return
-        with (self.folder / "log.txt").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agents.gguf_factory.work", str(self.folder), "--agent", self.agent,
-                stdout=asyncio.subprocess.PIPE, stderr=log, stdin=asyncio.subprocess.DEVNULL, limit=LINE_LIMIT,
-                start_new_session=True, env=self._environment(),
-            )  # fmt: skip
+        reading, writing = os.pipe()
+        said = await read_pipe(reading, LINE_LIMIT)
+        program = Program(WORK, (str(self.folder), "--agent", self.agent), forked=True)
+        try:
+            with (self.folder / "log.txt").open("ab") as log:
+                self._process = await self.launcher.start(
+                    program, self._told(), stdout=writing, stderr=log.fileno(), session=True
+                )
+        finally:
+            os.close(writing)
         process = self._process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)
-        assert process.stdout is not None
         try:
-            async for line in process.stdout:
+            async for line in said:
                 await self.heard(json.loads(line))
             status = await process.wait()
         except BaseException:
@@ -75,10 +80,10 @@ class JobProcess:
             raise
         await self.ended(status)
 
-    def _environment(self) -> dict[str, str]:
+    def _told(self) -> dict[str, str]:
         traceparent = trace.current()
         told = {trace.VARIABLE: traceparent} if traceparent is not None else {}
-        return {**QUIET_WAITING, **os.environ, "MEETARA_SLOTS": str(self.slots), **told}
+        return {"MEETARA_SLOTS": str(self.slots), **told}
 
     async def stop(self, grace: float) -> None:
         """Ask the process to save and end; after `grace` seconds kill it and everything it started."""
@@ -109,26 +114,30 @@ class JobProcess:
                 os.killpg(self._process.pid, number)
 
 
-async def make_plan(request: PlanRequest, home: Path) -> dict[str, Any]:
+async def make_plan(request: PlanRequest, home: Path, launcher: Launcher) -> dict[str, Any]:
     """Plan in a process of its own (reading data sets and tokenizers would hold up the agent).
 
     Returns:
         {"plan": …} or {"error": …}, or {"crash": the last words} when the process said neither.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agents.gguf_factory.work", "--plan",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "MEETARA_HOME": str(home)},
-    )  # fmt: skip
-    try:
-        out, words = await process.communicate(request.model_dump_json().encode())
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            process.kill()
-        raise
-    try:
-        answer: dict[str, Any] = json.loads(out)
-    except json.JSONDecodeError:
-        last = words.decode("utf-8", "replace").strip().splitlines()[-1:]
-        return {"crash": f"the planning process ended with status {process.returncode}: {' '.join(last)}"}
-    return answer
+    with TemporaryFile() as asked, TemporaryFile() as answer, TemporaryFile() as words:
+        asked.write(request.model_dump_json().encode())
+        asked.seek(0)
+        process = await launcher.start(
+            Program(WORK, ("--plan",), forked=True), {"MEETARA_HOME": str(home)},
+            stdout=answer.fileno(), stderr=words.fileno(), stdin=asked.fileno(),
+        )  # fmt: skip
+        try:
+            status = await process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.kill(process.pid, signal.SIGKILL)
+            raise
+        for file in (answer, words):
+            file.seek(0)
+        try:
+            found: dict[str, Any] = json.loads(answer.read())
+        except json.JSONDecodeError:
+            last = words.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            return {"crash": f"the planning process ended with status {status}: {' '.join(last)}"}
+        return found

@@ -88,7 +88,7 @@ def quantise(source: Path, target: Path, name: str, matrix: Path | None, *, stop
     extra = [matrix] if matrix else []
     try:
         child.run(
-            child.module("agents.gguf_factory.quantise", source, temporary, name, *extra),
+            child.module("agents.gguf_factory.quantise", source, temporary, name, *extra, forked=True),
             output=target.with_suffix(".log"), stop=stop, what="the quantiser",
         )  # fmt: skip
         read_header(temporary)

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import structlog
 from pydantic import ValidationError
 
-from agents.gguf_factory import lifeline, recovery
+from agents.gguf_factory import child, lifeline, recovery, zygote
 from agents.gguf_factory.job import Job, Stopped
 from bus import logs, trace
 from bus.redact import of_error
@@ -240,7 +240,8 @@ def main(arguments: list[str]) -> int:
     os.nice(NICENESS)
     agent = arguments[2] if arguments[1:2] == ["--agent"] else "gguf_factory"
     logs.configure(agent, *logs.wanted())
-    return work(Path(arguments[0]).resolve(), out)
+    with child.forking(out.fileno()) if zygote.loaded() else contextlib.nullcontext():
+        return work(Path(arguments[0]).resolve(), out)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def here() -> Node:
     return node
 
 
-async def make_plan(request: PlanRequest, home: Path) -> dict[str, Any]:
+async def make_plan(request: PlanRequest, home: Path, launcher: object) -> dict[str, Any]:
     """Plan as the job's request in the world says."""
     node = here()
     await asyncio.sleep(node.world.random.uniform(0.2, 3.0))

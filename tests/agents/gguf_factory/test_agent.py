@@ -56,7 +56,7 @@ async def test_a_listener_that_fails_does_not_hold_up_the_factorys_end(rig: Rig,
 async def test_a_planning_process_that_is_killed_is_started_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [{"crash": "ended with status -9"}, {"plan": rig.run.plan.model_dump(mode="json")}]
 
-    async def make_plan(request: PlanRequest, home: Path) -> dict[str, Any]:
+    async def make_plan(request: PlanRequest, home: Path, launcher: object) -> dict[str, Any]:
         return answers.pop(0)
 
     monkeypatch.setattr(module, "make_plan", make_plan)
