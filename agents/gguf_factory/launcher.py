@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,11 +77,16 @@ class Launcher:
     Args:
         home: MEETARA_HOME; the zygote's command line names it.
         warm: whether to fork at all.
+        zygote_command: starts a zygote, without its arguments.
     """
 
-    def __init__(self, home: Path, *, warm: bool = WARM) -> None:
+    def __init__(
+        self, home: Path, *, warm: bool = WARM,
+        zygote_command: Sequence[str] = (sys.executable, "-m", zygote.__name__),
+    ) -> None:  # fmt: skip
         self.home = home
         self.warm = warm
+        self.zygote_command = zygote_command
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._starting = asyncio.Lock()
@@ -144,7 +149,7 @@ class Launcher:
             ours.setblocking(False)  # a zygote that imports for a while does not read; its buffer holds dozens
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", zygote.__name__, str(theirs.fileno()), str(self.home),
+                    *self.zygote_command, str(theirs.fileno()), str(self.home),
                     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True,
                     env={**QUIET_WAITING, **os.environ},
                 )  # fmt: skip

@@ -79,7 +79,7 @@ def test_a_program_ends_with_the_process_that_started_it(tmp_path: Path) -> None
     )
     starter = (
         "import os, subprocess, sys, time; from agents.gguf_factory import child; from pathlib import Path\n"
-        f"subprocess.Popen(child.script(Path({str(script)!r})))\n"
+        f"subprocess.Popen(child.script(Path({str(script)!r})).command(os.getpid()))\n"
         f"while not (p := Path({str(tmp_path / 'pid')!r})).exists() or not p.read_text(): time.sleep(0.02)\n"
         "os.kill(os.getpid(), 9)\n"
     )
