@@ -307,6 +307,42 @@ def doctor(
 
 
 @app.command()
+def validate(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF, also one made elsewhere; or a domain or job of this lab.")],
+    base: Annotated[str, typer.Option("--base", metavar="FOLDER_OR_NAME", help="The model that it was tuned from.")],
+    data: Annotated[str, typer.Option("--data", metavar="FILE", help="Rows that it was never trained on.")],
+    train_data: Annotated[
+        str | None,
+        typer.Option("--train-data", metavar="FILE", help="Rows that it was trained on; for overfit_percent.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="FOLDER", show_default=False,
+            help="The tuned model in transformers' format, or its adapter in peft's; for f16_kl and quant_kl.",
+        ),
+    ] = None,
+    f16: Annotated[
+        str | None, typer.Option("--f16", metavar="FILE", help="The tuned model as an F16 GGUF; for quant_kl.", show_default=False)
+    ] = None,
+    tier: Annotated[
+        str | None, typer.Option("--tier", help="Whose thresholds count; default: the tier with this base.", show_default=False)
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="GATE,GATE", help="Measure these gates alone.", show_default=False)
+    ] = None,
+    home: Home = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure every gate on a GGUF: exit code 0 passed, 1 a gate was missed, 2 a file cannot be read. Needs no lab."""
+    from meetara.screens.validate import validate as screen
+
+    options = {
+        "base": base, "data": data, "train-data": train_data, "model": model, "f16": f16, "tier": tier, "only": only,
+    }  # fmt: skip
+    raise typer.Exit(run(screen(file, options, home=home, as_json=as_json, console=console())))
+
+
+@app.command()
 def demo(home: Home = None, as_json: Json = False) -> None:
     """Start a lab, train a model on the project's own data, show it, and take the lab down."""
     from meetara.screens.demo import demo as screen

@@ -74,6 +74,9 @@ def read_header(path: Path) -> Header:
             header = _read(file)
     except FileNotFoundError as error:
         raise LabError(Code.NOT_FOUND, f"no model file {path}.", file=str(path)) from error
+    except OSError as error:
+        why = f"{path} cannot be read: {error.strerror}."
+        raise LabError(Code.NOT_FOUND, why, advice="Check the file's permissions and its disk.", file=str(path)) from error
     except (struct.error, UnicodeDecodeError, MemoryError, OverflowError, ValueError, KeyError) as error:
         raise _broken(path, f"its header cannot be read ({error})") from error
     size = path.stat().st_size

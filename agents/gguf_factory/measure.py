@@ -32,6 +32,7 @@ SEED = 20_000  # the i-th question is drawn with SEED + i, so that two runs give
 DOCUMENT = "<|doc|>"
 SHOWN = 3  # faults that a gate's detail names; the first tells the cause
 WORKERS = 2
+PERPLEXITIES = ("quality_percent", "overfit_percent", "pairing_percent", "forgetting_percent")
 
 
 @dataclass
@@ -95,9 +96,11 @@ def _files(state: Measurement) -> None:
         with state.clock("integrity"):
             state.measured["integrity"] = _integrity(subject)
     state.measured["file_bytes"] = Measured(float(subject.product.bytes))
-    state.measured["quant_fallbacks"] = Measured(
-        quantise.fallback_percent(header, subject.kind), f"{header.bits_per_weight:.2f} bits per weight"
-    )
+    bits = f"{header.bits_per_weight:.2f} bits per weight"
+    state.measured["quant_fallbacks"] = (
+        Measured(quantise.fallback_percent(header, subject.kind), bits) if subject.kind
+        else Measured(None, f"the file does not say which quantisation it has; {bits}", given=False)
+    )  # fmt: skip
     state.measured["lesson_percent"] = subject.lesson
     state.results |= {"bits_per_weight": header.bits_per_weight, "file_bytes": subject.product.bytes}
 
@@ -127,16 +130,26 @@ def _fidelity(state: Measurement) -> None:
         if not state.wanted("f16_kl", "quant_kl"):
             return
         if subject.exact is None:
-            state.measured["f16_kl"] = state.measured["quant_kl"] = Measured(None, "no F16 file of the tuned model")
+            found = Measured(None, "no F16 file and no torch weights of the tuned model were given", given=False)
+            state.measured["f16_kl"] = state.measured["quant_kl"] = found
             return
         with (
             state.clock("f16_kl", "quant_kl"),
             subject.exact.open(n_ctx=subject.length, cores=cores, exact=True) as exact,
         ):
             network = subject.network() if subject.network else None
+            sizes = {"torch": network.config.get_text_config().vocab_size} if network is not None else {}
+            sizes |= {"F16": exact.vocabulary_size, "the file": product.vocabulary_size}
+            if subject.foreign or len(set(sizes.values())) > 1:
+                other = Measured(None, subject.foreign or f"numbers of tokens differ: {sizes}")
+                state.measured["f16_kl"] = state.measured["quant_kl"] = other
+                return
             with polite():
                 first, second, tokens = fidelity.mean_divergences(network, exact, product, _some(state))
-    state.measured["f16_kl"] = Measured(first, f"{tokens} tokens" if network else "no torch weights of the tuned model")
+    state.measured["f16_kl"] = (
+        Measured(first, f"{tokens} tokens") if subject.network
+        else Measured(None, "no torch weights of the tuned model were given", given=False)
+    )  # fmt: skip
     state.measured["quant_kl"] = Measured(second, f"{tokens} tokens")
 
 
@@ -153,6 +166,11 @@ def _some(state: Measurement) -> Iterator[list[int]]:
 
 def _perplexity(state: Measurement) -> None:
     """Base and product, one thread each, on held-out and trained answers, on wrong questions, and on general text."""
+    if not state.wanted(*PERPLEXITIES):
+        return
+    if why := state.subject.foreign:
+        state.measured |= {name: Measured(None, why) for name in PERPLEXITIES}
+        return
     _quality(state)
     if state.wanted("overfit_percent"):
         _overfit(state)
@@ -262,6 +280,9 @@ def perplexity(
 def _answers(state: Measurement) -> None:
     """Answers of the product to held-out questions: do they stop; two of them beside the base's; tokens per second."""
     subject = state.subject
+    if subject.foreign:
+        state.measured["stops_percent"] = Measured(None, subject.foreign)
+        return
     questions = subject.questions
     if state.wanted("stops_percent"):
         with state.clock("stops_percent"):

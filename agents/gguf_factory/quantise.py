@@ -46,6 +46,12 @@ def ftype(name: str) -> int:
     return FTYPES[name]
 
 
+def kind(header: Header) -> str:
+    """Return which quantisation a file says it has, or "" where it does not say or it is unknown."""
+    number = header.values.get("general.file_type")
+    return next((name for name, known in FTYPES.items() if known == number), "")
+
+
 def file_name(job: Job) -> str:
     """Return the product's name: <domain>-<type>.gguf."""
     return f"{job.run.route.domain}-{job.parameters.get('quantisation', DEFAULT)}.gguf"

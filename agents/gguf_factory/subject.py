@@ -88,7 +88,7 @@ class Subject:
     def length(self) -> int:
         """Most tokens of one conversation: what the product was trained to read, at most LENGTH."""
         values = read_header(self.product.path).values
-        return min(LENGTH, int(values[f"{values['general.architecture']}.context_length"]))
+        return min(LENGTH, int(values.get(f"{values.get('general.architecture')}.context_length", LENGTH)))
 
     @property
     def conversations(self) -> Sequence[Messages]:
@@ -127,6 +127,16 @@ class Subject:
             own += pair[0]
             other += pair[1]
         return own, other
+
+    @cached_property
+    def foreign(self) -> str | None:
+        """Say why the base's token ids cannot be read by the product, or None where they can."""
+        tensors = read_header(self.product.path).tensors
+        size = next((tensor.shape[1] for tensor in tensors if tensor.name == "token_embd.weight"), None)
+        most = max((max(sample.ids) for sample in self.samples), default=0)
+        if size is None or most < size:
+            return None
+        return f"the file has {size} tokens, but the base's tokenizer gives the id {most}"
 
     def _samples(self, conversations: Sequence[Messages], most: int) -> list[Sample]:
         found: list[Sample] = []
