@@ -19,11 +19,16 @@ Quantisation = Literal[
 ]  # fmt: skip
 
 
+TARGETS = r"^(all-linear|attention|\w+(@\d+)?(,\w+(@\d+)?)*)$"
+"""`all-linear`, `attention`, or names of layers such as `q_proj,down_proj`; `down_proj@4` is that of blocks 4 and up."""
+
+
 class Parameters(BaseModel):
     """How a job trains. Training ends at `max_steps`, `max_epochs` or `max_tokens`, whichever comes first.
 
     `batch_size` counts rows per optimiser step, `sequence_length` tokens per packed row, `max_tokens` trained tokens over
     all epochs (padding does not count); `save_steps` is the number of optimiser steps between checkpoints.
+    `lora_targets` are the linear layers that learn: all, those of attention, or names; `NAME@N` only from block N (from 0) up.
     `control_share` is the share of the steps trained again on shuffled answers for the lesson gate; 0 leaves it out.
     """
 
@@ -33,6 +38,7 @@ class Parameters(BaseModel):
     lora_r: int = Field(ge=1, le=512)
     lora_alpha: float = Field(gt=0, le=4096)
     lora_dropout: float = Field(ge=0, lt=1)
+    lora_targets: str = Field(default="all-linear", max_length=1000, pattern=TARGETS)
     max_steps: int | None = Field(ge=1)
     max_epochs: float | None = Field(gt=0)
     max_tokens: int | None = Field(ge=1)

@@ -90,6 +90,11 @@ class Tier(BaseModel):
     cap_usd: float | None
     parameters: Parameters
     gates: dict[str, GateRule]
+    adapter_gates: dict[str, GateRule] = Field(default_factory=dict)
+
+    def gates_of(self, profile: str) -> dict[str, GateRule]:
+        """Return the gates that a product of a profile has to pass."""
+        return {**self.gates, **self.adapter_gates} if profile == "adapter" else self.gates
 
 
 class _Entry(BaseModel):
@@ -113,6 +118,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     gates: dict[str, GateRule]
+    adapter_gates: dict[str, GateRule] = Field(default_factory=dict)
     tiers: dict[str, _Entry] = Field(min_length=1)
 
 
@@ -137,6 +143,7 @@ def read(source: Source, proven: Parameters) -> dict[str, Tier]:
     """
     file = source.check(_File)
     _known(source, "gates", file.gates)
+    _known(source, "adapter_gates", file.adapter_gates)
     missing = [name for name in GATES if name not in file.gates]
     if missing:
         raise source.wrong(f"gates.{missing[0]}", "the gate is missing", 'Add it, with level "off" if it is not wanted.')
@@ -153,6 +160,7 @@ def read(source: Source, proven: Parameters) -> dict[str, Tier]:
         tiers[name] = Tier(
             name=name, base=resolve_base(entry.base), gpu=tuple(entry.gpu), usual_usd=usual, cap_usd=cap,
             parameters=parameters, gates={gate: entry.gates.get(gate, file.gates[gate]) for gate in GATES},
+            adapter_gates=file.adapter_gates,
         )  # fmt: skip
     return tiers
 

@@ -9,6 +9,7 @@ import typer
 
 from meetara import complete
 from meetara.door import Door, Home, Host, Json, LabName, Port, console, run
+from protocol.job import Profile
 
 app = typer.Typer(
     cls=Door, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -102,6 +103,9 @@ def train(
             autocompletion=complete.parameters,
         ),
     ] = None,
+    profile: Annotated[
+        Profile, typer.Option("--profile", help="edge: one merged file. adapter: a LoRA file on a base that others share.")
+    ] = "edge",
     quantisation: Annotated[
         str | None, typer.Option("--quantisation", help="GGUF type, e.g. Q4_K_M.", show_default=False)
     ] = None,
@@ -128,7 +132,7 @@ def train(
     screen.purpose(domain, text)
     fields = {
         "domain": domain, "text": text, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
-        "priority": priority, "quantisation": quantisation, "budget_usd": budget,
+        "profile": profile, "priority": priority, "quantisation": quantisation, "budget_usd": budget,
         "parameters": screen.parameters(param or []), "use_cache": not fresh, "licence": licence, "id": id,
     }  # fmt: skip
     where = _where(home, host, port, lab)
@@ -242,7 +246,7 @@ def chat(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="DOMAIN|FILE", help="A .gguf file, or a domain or job whose model lies in the home.",
+            metavar="DOMAIN|FILE", help="A .gguf file (a model or an adapter), or a domain or job whose model lies in the home.",
             autocompletion=complete.models,
         ),
     ],
@@ -254,6 +258,10 @@ def chat(
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=5, help="0: always the likeliest.")] = 0.7,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="The model of an adapter's file; default: the home's.", show_default=False),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="The same seed draws the same answer.", show_default=False)
     ] = None,
@@ -264,7 +272,7 @@ def chat(
     from meetara.screens import chat as screen
 
     conversation = screen.Conversation(system=system, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    talk = screen.chat({"home": home}, model, conversation, ask=ask, as_json=as_json, console=console())
+    talk = screen.chat({"home": home}, model, conversation, ask=ask, as_json=as_json, console=console(), base=base)
     raise typer.Exit(run(talk))
 
 

@@ -46,6 +46,21 @@ class Talk:
                 yield line["end"]
                 return
 
+    async def switch(self, adapter: Path | None) -> dict[str, Any]:
+        """Answer with another adapter of the same base from now on, or with the base alone.
+
+        Returns:
+            file, bytes, and load_ms: milliseconds that it took.
+
+        Raises:
+            LabError: it does not fit the base, and all is as before; INTERNAL when the process died.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"adapter": None if adapter is None else str(adapter)}).encode() + b"\n")
+        loaded: dict[str, Any] = (await _line(self._process))["adapter"]
+        self.ready["adapter"] = loaded if adapter is not None else None
+        return loaded
+
     def interrupt(self) -> None:
         """End the answer that is being drawn; its last piece is the dict that says so."""
         with contextlib.suppress(ProcessLookupError):
@@ -66,14 +81,20 @@ async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def talking(file: Path) -> AsyncIterator[Talk]:
+async def talking(file: Path, *, base: Path | None = None, home: Path | None = None) -> AsyncIterator[Talk]:
     """Load a model in a process of its own and end that process on leaving.
 
+    Args:
+        file: a model, or an adapter.
+        base: the model that an adapter belongs to; None: what `home` has of it.
+        home: MEETARA_HOME.
+
     Raises:
-        LabError: the file is missing, damaged, or no chat model.
+        LabError: the file is missing, damaged, or no chat model; an adapter's base is not there or another.
     """
+    named = [*(("--base", str(base)) if base else ()), *(("--home", str(home)) if home else ())]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agents.gguf_factory.talk", str(file),
+        sys.executable, "-m", "agents.gguf_factory.talk", str(file), *named,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C in the terminal is for the screen, which then says what it means
         limit=LINE_LIMIT,

@@ -50,6 +50,15 @@ class Stage(StrEnum):
     PUBLISH = "publish"
 
 
+Profile = Literal["edge", "adapter"]
+"""Form of the product. edge: base and adapter merged into one file; adapter: a LoRA file on a quantised base that many share."""
+
+
+def stages_of(profile: str) -> tuple[Stage, ...]:
+    """Return a profile's stages in order: an adapter stays apart from its base, so nothing is merged."""
+    return tuple(stage for stage in Stage if not (profile == "adapter" and stage is Stage.MERGE))
+
+
 class TrainRequest(Strict):
     """What a user asks for: a `dataset`, and a `domain` or a `text` that says what the model is for in free words.
 
@@ -66,7 +75,9 @@ class TrainRequest(Strict):
     eval_dataset: str | None = Field(default=None, description="path or URI of held-out rows; default: a split")
     tier: str | None = Field(default=None, description="default: the domain's tier in configs/, or the lab's")
     base: str | None = Field(default=None, description="local folder or hub name of the base model")
-    profile: Literal["edge"] = "edge"
+    profile: Profile = Field(
+        default="edge", description="edge: one merged file; adapter: a LoRA file on a quantised base that many adapters share"
+    )
     priority: int = Field(default=1, ge=1, le=3, description="1 normal, 2 high, 3 critical")
     quantisation: str | None = Field(default=None, description="GGUF type, default Q4_K_M")
     budget_usd: float | None = Field(default=None, ge=0, description="most this job may cost")
@@ -123,8 +134,12 @@ class PlanRequest(Strict):
     route: Route
 
 
+PRODUCTS = frozenset({"gguf", "adapter"})
+"""Kinds of artefacts that are what a job was asked for: a whole model, or an adapter."""
+
+
 class Artefact(Strict):
-    kind: str = Field(description="gguf, adapter, manifest, card, curves")
+    kind: str = Field(description="gguf, adapter, base (what an adapter belongs to), manifest, card, curves")
     uri: str
     sha256: str
     bytes: int
@@ -159,6 +174,9 @@ class Plan(Strict):
     parameters: dict[str, Any] = Field(description="all training parameters as they will be used")
     base_parameters: int = Field(description="weights of the base model")
     file_bytes: int | None = Field(description="predicted size of the GGUF; null for a family of which no file was measured")
+    base_file_bytes: int | None = Field(
+        default=None, description="profile adapter: predicted size of the base's GGUF that it shares with others"
+    )
     disk_bytes: int = Field(description="space needed while working")
     memory_bytes: int = Field(description="predicted peak memory of training")
     seconds_p50: float

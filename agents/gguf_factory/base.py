@@ -54,6 +54,11 @@ def resolve(name: str) -> Path:
         ) from error
 
 
+def base_name(base: str) -> str:
+    """Return a hub name as it is, and a folder's last name: where it lies on this machine is nobody's business."""
+    return Path(base).name if Path(base).is_absolute() else base
+
+
 @dataclass(frozen=True)
 class Base:
     """Facts of a base model's folder, each read from a file of it."""

@@ -23,7 +23,7 @@ from agents.gguf_factory.hashes import Hashes
 from configs import GateRule, Storage, Tier
 from protocol import LabError
 from protocol.format import FORMAT, check_format
-from protocol.job import Artefact, Finished, Plan, PlanRequest, RunRequest
+from protocol.job import PRODUCTS, Artefact, Finished, Plan, PlanRequest, RunRequest
 
 FOLDER = "cache"
 PAPERS = frozenset({"manifest", "card", "curves"})
@@ -77,7 +77,7 @@ class Cache:
         if entry is None:
             return Found(name)
         try:
-            plan = self._checked(entry, tiers[request.route.tier].gates)
+            plan = self._checked(entry, tiers[request.route.tier].gates_of(request.request.profile))
         except _Unfit as unfit:
             self.forget(name)
             return Found(name, why=f"The model that the job {entry['job']} made from the same is not used: {unfit}.")
@@ -157,7 +157,7 @@ class Cache:
             OSError: it cannot be written.
         """
         plan = run.plan.model_copy(update={"key": None, "finished": None})
-        models = [item["bytes"] for item in outcome["artefacts"] if item["kind"] not in PAPERS]
+        models = [item["bytes"] for item in outcome["artefacts"] if item["kind"] in PRODUCTS]
         entry = {
             "format": FORMAT, "job": run.job, "bytes": sum(models), "fingerprint": facts,
             "plan": plan.model_dump(mode="json"), **{part: outcome[part] for part in ("artefacts", "gates", "results")},

@@ -38,7 +38,7 @@ def card(manifest: Mapping[str, Any]) -> str:
     """
     results = manifest["results"]
     validated, quantised, trained, data = (results.get(name, {}) for name in ("validate", "quantise", "train", "data"))
-    file = manifest["file"]
+    file, base_type = manifest["file"], manifest["base"].get("file", {}).get("quantisation", "F16")
     parts = [
         front_matter(manifest),
         f"# {file['name']}",
@@ -49,7 +49,7 @@ def card(manifest: Mapping[str, Any]) -> str:
         limits(manifest),
         "## File",
         table([
-            ("bytes", file["bytes"]), ("sha256", f"`{file['sha256']}`"),
+            ("bytes", file["bytes"]), ("sha256", f"`{file['sha256']}`"), *belonging(manifest),
             ("bits per weight", validated.get("bits_per_weight")), ("tensor types", quantised.get("types")),
         ]),
         "## Gates",
@@ -58,10 +58,10 @@ def card(manifest: Mapping[str, Any]) -> str:
         definitions(manifest["gates"]),
         "## Measured",
         table([
-            ("perplexity of held-out answers, base (F16)", validated.get("base_perplexity")),
+            (f"perplexity of held-out answers, base ({base_type})", validated.get("base_perplexity")),
             ("perplexity of held-out answers, this file", validated.get("tuned_perplexity")),
             ("held-out answer tokens measured", validated.get("held_out_measured_tokens")),
-            ("perplexity of general text, base (F16)", validated.get("base_general_perplexity")),
+            (f"perplexity of general text, base ({base_type})", validated.get("base_general_perplexity")),
             ("perplexity of general text, this file", validated.get("tuned_general_perplexity")),
             ("generated tokens per second, one answer at a time", validated.get("generation_tokens_per_s")),
         ]),
@@ -99,10 +99,16 @@ def card(manifest: Mapping[str, Any]) -> str:
 
 
 def introduction(manifest: Mapping[str, Any]) -> str:
-    """Say in a sentence what the file is."""
+    """Say in a sentence what the file is, and of an adapter what it works on."""
+    base, domain = manifest["base"], manifest["domain"]
+    if shared := base.get("file"):
+        return (
+            f"An adapter (LoRA) for the domain `{domain}`. It works on one base only: `{base['name']}`, quantised to "
+            f"{shared['quantisation']}, which many adapters share."
+        )
     return (
-        f"A small language model for the domain `{manifest['domain']}`, fine-tuned by LoRA from "
-        f"`{manifest['base']['name']}` and quantised to {manifest['parameters'].get('quantisation', 'null')}."
+        f"A small language model for the domain `{domain}`, fine-tuned by LoRA from `{base['name']}` and quantised to "
+        f"{manifest['parameters'].get('quantisation', 'null')}."
     )
 
 
@@ -148,6 +154,19 @@ def rights(manifest: Mapping[str, Any]) -> str:
 def definitions(gates: Mapping[str, Any]) -> str:
     """Return a line for each gate that says what its value is."""
     return "\n".join(f'- <a id="{name}"></a>`{name}`: {MEANINGS[name]}' for name in gates if name in MEANINGS)
+
+
+def belonging(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the rows about the base that an adapter needs, and about the adapter itself; none for a whole model."""
+    base, made = manifest["base"], manifest["results"].get("convert", {})
+    if "file" not in base:
+        return []
+    return [
+        ("base file sha256", f"`{base['file']['sha256']}`"), ("base file bytes", base["file"]["bytes"]),
+        ("base content sha256", f"`{base['content_sha256']}`"),
+        ("rank", made.get("rank")), ("alpha", made.get("alpha")), ("layers", manifest["parameters"].get("lora_targets")),
+        ("tensors", made.get("tensors")),
+    ]  # fmt: skip
 
 
 def text(value: Any) -> str:

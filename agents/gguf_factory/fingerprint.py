@@ -58,7 +58,7 @@ def fingerprint(
         },
         "parameters": tier.parameters.overridden(own).model_dump(mode="json"),
         "profile": request.profile,
-        "gates": {name: rule.model_dump(mode="json") for name, rule in tier.gates.items()},
+        "gates": {name: rule.model_dump(mode="json") for name, rule in tier.gates_of(request.profile).items()},
         "domain": route.domain,
         "licence": request.licence,
         "general": hashes.sha256(GENERAL) if GENERAL.is_file() else None,

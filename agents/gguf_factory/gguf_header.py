@@ -43,10 +43,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's key-value pairs and tensors. `data_start` is the byte at which tensor data begins."""
+    """A file's key-value pairs and tensors. The others are bytes: where the pairs end, the list of tensors ends, data begins."""
 
     values: dict[str, Any]
     tensors: tuple[Tensor, ...]
+    values_end: int
+    tensors_end: int
     data_start: int
 
     @property
@@ -106,7 +108,7 @@ def _read(file: BinaryIO) -> Header:
     for _ in range(pair_count):
         key = _string(file)
         values[key] = _value(file, struct.unpack("<I", _take(file, 4))[0])
-    tensors = []
+    values_end, tensors = file.tell(), []
     for _ in range(tensor_count):
         name = _string(file)
         (dimensions,) = struct.unpack("<I", _take(file, 4))
@@ -117,8 +119,8 @@ def _read(file: BinaryIO) -> Header:
         kind, block, block_bytes = TYPES[number]
         weights = math.prod(shape)
         tensors.append(Tensor(name, shape, kind, offset, weights, weights // block * block_bytes))
-    alignment = int(values.get("general.alignment", ALIGNMENT))
-    return Header(values, tuple(tensors), -(-file.tell() // alignment) * alignment)
+    alignment, end = int(values.get("general.alignment", ALIGNMENT)), file.tell()
+    return Header(values, tuple(tensors), values_end, end, -(-end // alignment) * alignment)
 
 
 def _take(file: BinaryIO, count: int) -> bytes:

@@ -50,6 +50,11 @@ class Job:
         return dict(self.run.plan.parameters)
 
     @property
+    def adapter(self) -> bool:
+        """Whether the product is a LoRA file on a shared base rather than a merged model."""
+        return self.run.request.profile == "adapter"
+
+    @property
     def base(self) -> Path:
         """The folder of the base model: config, tokenizer, safetensors (a hub name is its cached snapshot).
 

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -19,10 +22,15 @@ from protocol import Code, LabError
 
 Logits = npt.NDArray[np.float32]
 
+ERROR = 4  # GGML_LOG_LEVEL_ERROR (ggml.h)
+_errors: deque[str] = deque(maxlen=4)
+
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _discard(level: int, text: bytes, user_data: object) -> None:
-    """llama.cpp prints pages at every load; what matters is in the return values."""
+def _listen(level: int, text: bytes, user_data: object) -> None:
+    """llama.cpp prints pages at every load; its last errors are kept, as a return value says only that there was one."""
+    if level == ERROR:
+        _errors.append(text.decode("utf-8", errors="replace").strip())
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,30 @@ class Generated:
 
 DEFAULTS = Sampling()
 
+BASE_SHA256 = "meetara.base.sha256"
+"""Key in a base's and in an adapter's file: the content of the base that it is, or belongs to (`adapter.content`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA in the memory of one loaded model; made by `Model.load_adapter`.
+
+    Attributes:
+        path: the file it was read from.
+        values: the file's key-value pairs but its arrays, as text.
+    """
+
+    path: Path
+    values: dict[str, str]
+    handle: Any
+
 
 class Model:
-    """A loaded GGUF with one context. Made by `load`."""
+    """A loaded GGUF with one context, and the adapters that were loaded beside it. Made by `load`."""
 
-    def __init__(self, model: object, context: object, n_ctx: int, n_batch: int, sequences: int) -> None:
+    def __init__(self, path: Path, model: object, context: object, n_ctx: int, n_batch: int, sequences: int) -> None:
+        self.path = path
+        self.adapter: Adapter | None = None
         self._model = model
         self._context = context
         self._vocabulary = llama_cpp.llama_model_get_vocab(model)
@@ -77,6 +104,56 @@ class Model:
         """The chat template in the file, or None."""
         text = llama_cpp.llama_model_chat_template(self._model, None)
         return None if text is None else text.decode("utf-8")
+
+    def value(self, key: str) -> str | None:
+        """Return one of the file's key-value pairs as text, or None where it has none."""
+        return _text(lambda buffer, size: llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, size))
+
+    def load_adapter(self, path: Path) -> Adapter:
+        """Read a LoRA's GGUF into memory beside the model. It changes nothing until `use`.
+
+        Raises:
+            LabError: NOT_FOUND, no such file; BAD_DATA, it is no whole LoRA, or one of another base.
+        """
+        if not path.is_file():
+            raise LabError(Code.NOT_FOUND, f"there is no file {path}.", file=str(path))
+        _errors.clear()
+        handle = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not handle:
+            why = _errors[-1].rpartition("failed to apply lora adapter: ")[2] if _errors else "no reason given"
+            raise LabError(
+                Code.BAD_DATA, f"{path} does not fit {self.path} as an adapter: {why}.",
+                advice="Load it on the base that it was trained on; its manifest names that.", file=str(path),
+            )  # fmt: skip
+        adapter = Adapter(path, _values(handle), handle)
+        ours, theirs = self.value(BASE_SHA256), adapter.values.get(BASE_SHA256)
+        if ours and theirs and ours != theirs:
+            llama_cpp.llama_adapter_lora_free(handle)
+            raise LabError(
+                Code.BAD_DATA,
+                f"{path} was trained on another base ({theirs[:16]}) than {self.path} is ({ours[:16]}), though of the same shape.",
+                advice="Load it on the base that it was trained on; its manifest names that.", file=str(path),
+                wanted=theirs, found=ours,
+            )  # fmt: skip
+        return adapter
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Answer with a loaded adapter from now on; None: as the base alone. What was read before is forgotten."""
+        if adapter is None:
+            status = llama_cpp.llama_set_adapters_lora(self._context, None, 0, None)
+        else:
+            one = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            status = llama_cpp.llama_set_adapters_lora(self._context, one, 1, (ctypes.c_float * 1)(1.0))
+        if status != 0:
+            raise LabError(Code.TOOLCHAIN, f"llama_set_adapters_lora returned {status}.", advice="Run meetara doctor.")
+        self.adapter = adapter
+        self._clear()
+
+    def drop(self, adapter: Adapter) -> None:
+        """Free a loaded adapter's memory; the one in use is taken out of use first."""
+        if self.adapter is adapter:
+            self.use(None)
+        llama_cpp.llama_adapter_lora_free(adapter.handle)
 
     def tokenize(self, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
         """Turn text into ids.
@@ -300,6 +377,27 @@ class Model:
         llama_cpp.llama_model_free(self._model)
 
 
+def _text(ask: Callable[[object, int], int]) -> str | None:
+    """Return what a function of llama.cpp writes into a buffer, or None where it returns a negative length."""
+    size = ask(None, 0)
+    if size < 0:
+        return None
+    buffer = ctypes.create_string_buffer(size + 1)
+    ask(buffer, size + 1)
+    return buffer.value.decode("utf-8", errors="replace")
+
+
+def _values(handle: object) -> dict[str, str]:
+    """Return an adapter's key-value pairs as text."""
+    found = {}
+    for index in range(llama_cpp.llama_adapter_meta_count(handle)):
+        key = _text(lambda buffer, size, at=index: llama_cpp.llama_adapter_meta_key_by_index(handle, at, buffer, size))  # type: ignore[misc]
+        value = _text(lambda buffer, size, at=index: llama_cpp.llama_adapter_meta_val_str_by_index(handle, at, buffer, size))  # type: ignore[misc]
+        if key is not None and value is not None:
+            found[key] = value
+    return found
+
+
 SMALL = 200_000_000  # bytes; below, one layer's work is shorter than the threads' meeting after it
 
 
@@ -334,7 +432,7 @@ def load(
     Raises:
         LabError: TOOLCHAIN, llama.cpp does not take the file.
     """
-    llama_cpp.llama_log_set(_discard, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_listen, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     options = llama_cpp.llama_model_default_params()
     options.n_gpu_layers = 0
@@ -364,7 +462,7 @@ def load(
             advice="Choose a smaller context, or free memory.",
             file=str(path),
         )
-    loaded = Model(model, context, n_ctx, n_batch, sequences)
+    loaded = Model(path, model, context, n_ctx, n_batch, sequences)
     try:
         yield loaded
     finally:

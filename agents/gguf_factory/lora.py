@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.gguf_factory.rows import Batch
+from agents.gguf_factory.targets import ALL, Module, select
 from protocol import Code, LabError
 
 CHUNK = 1024  # rows of logits alive at once: with 8,192 tokens 33 MB, with 152,000 tokens 620 MB
@@ -52,18 +53,23 @@ def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dty
     return placed
 
 
-def targets(model: PreTrainedModel) -> list[str]:
-    """Return the last names of all linear layers but the head: those of attention and MLP.
+def targets(model: PreTrainedModel, spec: str = ALL) -> list[str]:
+    """Return the linear layers that are to learn, never the head: by their last names where it is all of them.
+
+    Args:
+        model: the base.
+        spec: parameter `lora_targets`; see `targets.select`.
 
     Raises:
-        LabError: CONFIGURATION, the model has none.
+        LabError: CONFIGURATION, the model has no linear layers; INVALID_PARAMS, none of that name.
     """
     head = model.get_output_embeddings()
-    names = {
-        name.rpartition(".")[2]
+    linear = [
+        Module(name, module.in_features, module.out_features)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
-    }
+    ]
+    names = {module.leaf if spec == ALL else module.name for module in select(linear, spec)} if linear else set()
     if not names:
         raise LabError(
             Code.CONFIGURATION,
@@ -178,11 +184,13 @@ def lean(layer: LoraLinear, dropout: SharedDropout) -> None:
 class Network:
     """A base with a fresh LoRA. `parameters` maps peft's names to the tensors that learn, in a fixed order."""
 
-    def __init__(self, base: PreTrainedModel, *, rank: int, alpha: float, dropout: float, seed: int) -> None:
+    def __init__(
+        self, base: PreTrainedModel, *, rank: int, alpha: float, dropout: float, seed: int, layers: str = ALL
+    ) -> None:
         torch.manual_seed(seed)
         self.config = LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=dropout,  # type: ignore[arg-type]  # peft divides alpha, any number serves
-            target_modules=targets(base), bias="none", task_type="CAUSAL_LM",
+            target_modules=targets(base, layers), bias="none", task_type="CAUSAL_LM",
         )  # fmt: skip
         self.peft: PeftModel = get_peft_model(base, self.config)
         wrapped: Any = self.peft  # transformers and peft leave most of their methods untyped

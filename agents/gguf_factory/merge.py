@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,18 @@ def run(job: Job) -> StageResult:
     )
 
 
-def check_adapter(folder: Path) -> set[str]:
+def check_adapter(folder: Path, also: Sequence[str] = ()) -> set[str]:
     """Return the names of the modules that an adapter changes.
+
+    Args:
+        folder: adapter_config.json and adapter_model.safetensors, as peft writes them.
+        also: further settings that may not be set.
 
     Raises:
         LabError: CONFIGURATION, the adapter uses DoRA, extra modules or tokens, or its tensors are not pairs.
     """
     settings: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for name in ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias"):
+    for name in ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", *also):
         if settings.get(name):
             raise _unfit(f"sets {name}, which neither a merged file nor a GGUF adapter can carry")
     if settings.get("bias", "none") != "none":

@@ -1,4 +1,4 @@
-"""The eight stages in order. A finished stage leaves a manifest and is skipped as long as what it read is the same."""
+"""The stages in order. A finished stage leaves a manifest and is skipped as long as what it read is the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import MANIFEST, Job, StageResult, Stopped
 from protocol.format import FORMAT, check_format
-from protocol.job import Stage
+from protocol.job import Stage, stages_of
 
 Report = Callable[[dict[str, Any]], None]
 StageRun = Callable[[Job], StageResult]
@@ -32,20 +32,28 @@ def _late(module: str) -> StageRun:
     return run
 
 
-STAGES: tuple[tuple[Stage, StageRun], ...] = tuple((stage, _late(stage.value)) for stage in Stage)
+OF_ADAPTER = {Stage.CONVERT: "adapter", Stage.QUANTISE: "shared_base"}
+"""Modules that do a stage for the profile adapter; the others are named as their stage."""
+
+
+def stages_for(profile: str) -> tuple[tuple[Stage, StageRun], ...]:
+    """Return a profile's stages in order, with what does them."""
+    other = OF_ADAPTER if profile == "adapter" else {}
+    return tuple((stage, _late(other.get(stage, stage.value))) for stage in stages_of(profile))
+
 
 KEPT = frozenset({Stage.TRAIN})
 """Stages whose half-done folder holds checkpoints; any other is cleared and done anew."""
 
 
-def run(job: Job, report: Report, stages: tuple[tuple[Stage, StageRun], ...] = STAGES) -> dict[Stage, dict[str, Any]]:
+def run(job: Job, report: Report, stages: tuple[tuple[Stage, StageRun], ...] | None = None) -> dict[Stage, dict[str, Any]]:
     """Run what is not finished yet and return all manifests.
 
     Args:
         job: the job; its `progress` gets a note for each stage that is skipped.
         report: takes {"kind": "stage_started", "stage"} and {"kind": "stage_done", "stage", "seconds", "results"}; for a
             stage that was finished before only the latter, with "again": a kill may have swallowed it.
-        stages: the stages, for tests.
+        stages: the stages, for tests; default: those of the request's profile.
 
     Raises:
         Stopped: a stop was asked for; its argument is the stage to go on with.
@@ -53,7 +61,7 @@ def run(job: Job, report: Report, stages: tuple[tuple[Stage, StageRun], ...] = S
     """
     manifests: dict[Stage, dict[str, Any]] = {}
     previous: dict[str, str] = {}
-    for stage, function in stages:
+    for stage, function in stages or stages_for(job.run.request.profile):
         inputs = {"request": _request_digest(job), **previous}
         manifest = finished(job, stage, inputs)
         if manifest is None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import configs
 from agents.gguf_factory import base as bases
-from agents.gguf_factory import chat, data, machine, packing, sizes, support
+from agents.gguf_factory import chat, data, machine, packing, sizes, support, targets
 from agents.gguf_factory.base import Base
 from agents.gguf_factory.dataset import Row
 from agents.gguf_factory.fingerprint import fingerprint, key
 from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.light import LightTokenizer
+from agents.gguf_factory.targets import Choice
 from configs import Parameters, Tier
 from protocol import Code, LabError
 from protocol.job import Plan, PlanRequest, Route, Stage, TrainRequest
@@ -47,6 +48,7 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
     chosen = parameters(request.request, request.route, tiers)
     base = bases.read(bases.resolve(request.route.base))
     notes = support.check(base)
+    chosen, choice = fitted(base, chosen, request.request.profile, tiers[request.route.tier])
     tokenizer = checked_tokenizer(base)
     length = chosen.sequence_length
     context = base.config.get("max_position_embeddings")
@@ -66,7 +68,7 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
     rows = len(packing.bins([len(sample.ids) for sample in train.samples], length))
     steps = optimiser_steps(rows, train.tokens, chosen)
     weights = base.parameters
-    file_bytes = sizes.file_bytes(
+    model_bytes = sizes.file_bytes(
         {**base.config, "tie_word_embeddings": base.tied},
         sizes.vocabulary_bytes(base.folder, base.config["vocab_size"], base.template), chosen.quantisation,
     )  # fmt: skip
@@ -75,9 +77,11 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
     result = Plan(
         rows=len(source.rows.train), held_out_rows=len(source.rows.held_out), tokens=train.tokens, steps=steps,
         parameters={**chosen.model_dump(), **source.digests},
-        base_parameters=weights, file_bytes=file_bytes, disk_bytes=disk_bytes(weights, file_bytes, base, chosen),
+        base_parameters=weights, file_bytes=choice.bytes if choice else model_bytes,
+        base_file_bytes=model_bytes if choice else None,
+        disk_bytes=disk_bytes(weights, model_bytes, choice.bytes if choice else None, base, chosen),
         memory_bytes=training_memory(base, chosen), seconds_p50=p50, seconds_p90=p90,
-        warnings=[*notes, *_padding(base, tokenizer), *_warnings(source, train, held_out)],
+        warnings=[*notes, *(choice.notes if choice else []), *_padding(base, tokenizer), *_warnings(source, train, held_out)],
     )  # fmt: skip
     check_machine(result, home)
     return result
@@ -103,6 +107,21 @@ def parameters(request: TrainRequest, route: Route, tiers: Mapping[str, Tier]) -
         raise LabError(
             Code.INVALID_PARAMS, error.message.removeprefix("parameters."), advice=error.advice, field="quantisation"
         ) from error
+
+
+def fitted(base: Base, chosen: Parameters, profile: str, tier: Tier) -> tuple[Parameters, Choice | None]:
+    """Return the parameters with an adapter's layers and rank chosen for its size, and that choice; edge: None.
+
+    Raises:
+        LabError: INVALID_PARAMS with field `parameters.lora_targets`, or with `base` where no adapter is small enough.
+    """
+    linear = targets.modules(base.shapes)
+    if profile != "adapter":
+        targets.select(linear, chosen.lora_targets)
+        return chosen, None
+    choice = targets.choose(linear, chosen.lora_targets, chosen.lora_r, tier.gates_of(profile)["file_bytes"].threshold)
+    alpha = chosen.lora_alpha * choice.rank / chosen.lora_r
+    return chosen.overridden({"lora_targets": choice.spec, "lora_r": choice.rank, "lora_alpha": alpha}), choice
 
 
 def checked_tokenizer(base: Base) -> LightTokenizer:
@@ -191,23 +210,27 @@ def _quantiles(predicted: float, found: tuple[float, float] | None) -> tuple[flo
     return predicted * median, predicted * max(ninetieth, median * LEAST_SPREAD)
 
 
-def adapter_weights(base: Base, rank: int) -> int:
-    """Return the LoRA's weights on all linear layers: rank × (in + out) of each."""
-    return sum(
-        rank * sum(shape) for name, shape in base.shapes.items()
-        if len(shape) == 2 and ".layers." in name
-    )  # fmt: skip
+def adapter_weights(base: Base, chosen: Parameters) -> int:
+    """Return the LoRA's weights: rank × (in + out) of each layer that learns."""
+    return targets.weights(targets.select(targets.modules(base.shapes), chosen.lora_targets), chosen.lora_r)
 
 
-def disk_bytes(weights: int, file_bytes: int | None, base: Base, chosen: Parameters) -> int:
-    """Predict the bytes under the home: merged and F16 files, the result and its published copy, the checkpoints.
+def disk_bytes(weights: int, model_bytes: int | None, adapter_bytes: int | None, base: Base, chosen: Parameters) -> int:
+    """Predict the bytes under the home: F16 files, the result and its published copy, the checkpoints.
 
-    A result whose size is not predicted counts as large as the F16 file.
+    Args:
+        weights: of the base.
+        model_bytes: the quantised model, or the base that an adapter shares; None, not predicted: counts as large as in F16.
+        adapter_bytes: the adapter's file; None for a merged model.
+        base, chosen: what the checkpoints depend on.
     """
+    model_bytes = model_bytes or 2 * weights
+    checkpoints = 2 * 3 * 4 * adapter_weights(base, chosen)  # two of them, weights and two moments
+    if adapter_bytes is not None:
+        return 2 * weights + model_bytes + 2 * adapter_bytes + checkpoints + SLACK_BYTES
     merged = 4 * weights  # 32-bit at most
     f16 = 2 * 2 * weights  # the tuned model's, and the base's that the gates compare with
-    checkpoints = 2 * 3 * 4 * adapter_weights(base, chosen.lora_r)  # two of them, weights and two moments
-    return merged + f16 + 2 * (file_bytes or 2 * weights) + checkpoints + SLACK_BYTES
+    return merged + f16 + 2 * model_bytes + checkpoints + SLACK_BYTES
 
 
 def training_memory(base: Base, chosen: Parameters) -> int:
@@ -219,7 +242,7 @@ def training_memory(base: Base, chosen: Parameters) -> int:
     config = base.config
     kept: int = config["num_hidden_layers"] * (16 * config["hidden_size"] + 5 * config["intermediate_size"])
     activations: int = 4 * chosen.sequence_length * (kept + 3 * config["vocab_size"])
-    return PROCESS_BYTES + 4 * base.parameters + 16 * adapter_weights(base, chosen.lora_r) + activations
+    return PROCESS_BYTES + 4 * base.parameters + 16 * adapter_weights(base, chosen) + activations
 
 
 def check_machine(wanted: Plan, home: Path) -> None:
@@ -285,7 +308,7 @@ def run(job: Job) -> StageResult:
     check_machine(job.run.plan, job.home)
     file = job.path(Stage.PLAN, "plan.json")
     file.write_text(json.dumps(job.run.plan.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-    chosen = Parameters(**{name: job.parameters[name] for name in Parameters.model_fields})
+    chosen = Parameters(**{name: value for name, value in job.parameters.items() if name in Parameters.model_fields})
     predicted = uncalibrated_seconds(base.parameters, job.run.plan.steps, chosen, machine.flops(job.home))
     tiers = configs.load().tiers
     made_from = fingerprint(job.run.request, job.run.route, tiers, Hashes(job.home), job.parameters)

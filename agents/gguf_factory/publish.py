@@ -1,4 +1,7 @@
-"""Stage publish: the file goes into the artefact store under its own sha256, with its manifest and model card."""
+"""Stage publish: the file goes into the artefact store under its own sha256, with its manifest and model card.
+
+Of an adapter only the LoRA is stored; its base is one of the artefacts by reference, as many adapters share it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,27 @@ import json
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agents.gguf_factory import card, convert, curves, fingerprint, front_matter, pipeline, quantise, toolchain
+from agents.gguf_factory import (
+    adapter,
+    card,
+    convert,
+    curves,
+    fingerprint,
+    front_matter,
+    pipeline,
+    quantise,
+    shared_base,
+    toolchain,
+)
+from agents.gguf_factory.base import base_name
 from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import MANIFEST, Job, StageResult
+from agents.gguf_factory.shared_base import SharedBase
 from protocol.format import FORMAT
 from protocol.job import Artefact, Stage
 
@@ -26,7 +43,7 @@ def run(job: Job) -> StageResult:
     Raises:
         FileNotFoundError: a stage before this one is not finished.
     """
-    source = job.path("quantise", quantise.file_name(job))
+    source = product(job)
     digest = file_sha256(source)
     store = job.home / "artefacts" / digest
     store.mkdir(parents=True, exist_ok=True)
@@ -34,18 +51,29 @@ def run(job: Job) -> StageResult:
     target = store / source.name
     if not (target.is_file() and file_sha256(target) == digest):
         copy_durably(source, target)
+    base = shared_base.of_job(job)[:2] if job.adapter else None
     papers = names(store, job.run.job)
     drawn = picture(job)
     if drawn is None:
         del papers["curves"]
     else:
         pipeline.write_durably(store / papers["curves"], drawn)
-    facts = {**manifest(job, source, digest), "curves": papers.get("curves")}
+    facts = {**manifest(job, source, digest, base[1] if base else None), "curves": papers.get("curves")}
     pipeline.write_durably(store / papers["manifest"], json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     pipeline.write_durably(store / papers["card"], card.card(facts))
-    artefacts = [artefact(kind, store / name) for kind, name in {"gguf": source.name, **papers}.items()]
+    kind = "adapter" if job.adapter else "gguf"
+    artefacts = [artefact(kind, store / name) for kind, name in {kind: source.name, **papers}.items()]
+    if base:
+        artefacts.insert(1, artefact("base", base[0]))
     results = {"artefacts": [item.model_dump(mode="json") for item in artefacts]}
     return StageResult(results=results, artefacts=artefacts)
+
+
+def product(job: Job) -> Path:
+    """Return the finished file as a job's stages left it: the quantised model, or the adapter."""
+    if job.adapter:
+        return job.path("convert", adapter.file_name(job))
+    return job.path("quantise", quantise.file_name(job))
 
 
 def names(store: Path, job: str) -> dict[str, str]:
@@ -65,8 +93,15 @@ def picture(job: Job) -> str | None:
     return curves.picture(curve, f"{job.run.route.domain}: training of {job.run.job}")
 
 
-def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
-    """Return everything that is known of a file: request, parameters, plan, data, results, gates, versions, lineage."""
+def manifest(job: Job, source: Path, digest: str, base: SharedBase | None = None) -> dict[str, Any]:
+    """Return everything that is known of a file: request, parameters, plan, data, results, gates, versions, lineage.
+
+    Args:
+        job: the job, with the stages before publish finished.
+        source: the finished file.
+        digest: its sha256.
+        base: what an adapter belongs to; None for a whole model.
+    """
     stages = {stage.value: job.read_manifest(stage) for stage in BEFORE if job.path(stage, MANIFEST).is_file()}
     run, known = job.run, front_matter.of_base(job.base)
     return {
@@ -74,11 +109,15 @@ def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
         "file": {"name": source.name, "sha256": digest, "bytes": source.stat().st_size},
         "job": run.job,
         "domain": run.route.domain,
+        "profile": run.request.profile,
         "tier": run.route.tier,
         "request": run.request.model_dump(mode="json"),
         "parameters": job.parameters,
         "plan": run.plan.model_dump(mode="json"),
-        "base": {"name": base_name(run.route.base), "sha256": convert.identity(job.base)},
+        "base": {
+            "name": base_name(run.route.base), "sha256": convert.identity(job.base),
+            **({"content_sha256": base.content, "file": asdict(base)} if base else {}),
+        },
         "licences": {"base": known["licence"], "data": run.request.licence.lower() if run.request.licence else None},
         "languages": known["languages"],
         "safety_critical": run.route.safety_critical,
@@ -95,11 +134,6 @@ def manifest(job: Job, source: Path, digest: str) -> dict[str, Any]:
         },
         "lineage": {name: stage["files"] for name, stage in stages.items()},
     }  # fmt: skip
-
-
-def base_name(base: str) -> str:
-    """Return a hub name as it is, and a folder's last name: where it lies on this machine is nobody's business."""
-    return Path(base).name if Path(base).is_absolute() else base
 
 
 def artefact(kind: str, path: Path) -> Artefact:

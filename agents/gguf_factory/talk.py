@@ -1,14 +1,17 @@
 """A conversation with one GGUF in a process of its own: JSON lines in, JSON lines out.
 
-    python -m agents.gguf_factory.talk FILE.gguf
+    python -m agents.gguf_factory.talk FILE.gguf [--base BASE.gguf] [--home HOME]
 
-It answers {"ready": …} with what the file is, then each line {"messages": [{"role", "content"}, …], "max_tokens",
-"temperature", "seed"} with any number of {"text": …} and one {"end": …} or {"error": …}. SIGINT ends the answer, the
-end of stdin ends the process.
+FILE is a model, or an adapter; the base of an adapter is BASE, or what the home has of it. It answers {"ready": …} with what
+the file is, then each line {"messages": [{"role", "content"}, …], "max_tokens", "temperature", "seed"} with any number of
+{"text": …} and one {"end": …} or {"error": …}. A line {"adapter": FILE} loads another adapter into the living process, one
+with null takes it away; the answer is {"adapter": …} with load_ms, or {"error": …}, and then all is as before. SIGINT ends
+the answer, the end of stdin ends the process.
 """
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import json
 import os
@@ -17,14 +20,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from agents.gguf_factory import lifeline, llama
+from agents.gguf_factory import adapter, lifeline, llama, shared_base
 from agents.gguf_factory.gguf_header import read_header
-from agents.gguf_factory.llama import Model, Sampling
+from agents.gguf_factory.llama import BASE_SHA256, Model, Sampling
 from agents.gguf_factory.template import render
 from agents.gguf_factory.work import private_stdout
 from protocol import Code, LabError
@@ -51,6 +54,54 @@ class Question(BaseModel):
     max_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=0.7, ge=0, le=5)
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+class Switch(BaseModel):
+    """Answer with this adapter from now on; None: with the base alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: Path | None
+
+
+def switch(model: Model, file: Path | None) -> dict[str, Any]:
+    """Load an adapter and use it, or take the one in use away; on an error the one in use stays.
+
+    Returns:
+        file, bytes, and load_ms: milliseconds until the model answers with it.
+
+    Raises:
+        LabError: as `Model.load_adapter`.
+    """
+    start = time.perf_counter()
+    old = model.adapter
+    model.use(None if file is None else model.load_adapter(file))
+    load_ms = round((time.perf_counter() - start) * 1000, 3)
+    if old is not None:
+        model.drop(old)
+    return {"file": None if file is None else str(file), "bytes": file and file.stat().st_size, "load_ms": load_ms}
+
+
+def base_of(file: Path, home: Path | None) -> Path | None:
+    """Return the base that an adapter's file is to be loaded on; None: the file is no adapter.
+
+    Raises:
+        LabError: NOT_FOUND, the home has none of it; as `read_header` does.
+    """
+    values = read_header(file).values
+    if values.get("general.type") != "adapter":
+        return None
+    content, quantisation = values.get(BASE_SHA256), values.get(adapter.BASE_QUANTISATION)
+    found = shared_base.find(home, str(content), str(quantisation)) if home and content else None
+    if found is None:
+        name = values.get(adapter.BASE_NAME)
+        raise LabError(
+            Code.NOT_FOUND, f"{file} is an adapter, and its base {name or '(not named in the file)'} is not "
+            f"{f'in {home}' if home else 'given'}.",
+            advice="Name the base's .gguf file with --base, or use the home in which the adapter was trained.",
+            file=str(file), base=name, base_sha256=content,
+        )  # fmt: skip
+    return found
 
 
 def fit(model: Model, template: str, turns: Sequence[Turn], room: int) -> tuple[list[int], int]:
@@ -128,23 +179,38 @@ def write(out: TextIO, line: dict[str, Any]) -> None:
     out.flush()
 
 
-def serve(file: Path, questions: TextIO, out: TextIO) -> int:
-    """Load the file and answer until the questions end."""
+def serve(file: Path, questions: TextIO, out: TextIO, *, base: Path | None = None, home: Path | None = None) -> int:
+    """Load the file and answer until the questions end.
+
+    Args:
+        file: a model, or an adapter.
+        questions, out: lines of JSON.
+        base: the model that an adapter belongs to; None: looked for in `home`.
+        home: MEETARA_HOME.
+    """
     stop: list[bool] = []
     signal.signal(signal.SIGINT, lambda *_: stop.append(True))
     try:
-        threads = llama.threads_for(file, os.cpu_count() or 1) if file.is_file() else 1
-        with llama.load(file, n_ctx=min(context_length(file), CONTEXT_LIMIT), threads=threads) as model:
+        base = base or base_of(file, home)
+        whole = base or file
+        threads = llama.threads_for(whole, os.cpu_count() or 1) if whole.is_file() else 1
+        with llama.load(whole, n_ctx=min(context_length(whole), CONTEXT_LIMIT), threads=threads) as model:
+            lora = switch(model, file) if base else None
             template = model.chat_template
             if template is None:
                 raise LabError(
-                    Code.BAD_DATA, f"{file} has no chat template: it is not a chat model.",
-                    advice="Name a model that was tuned on conversations.", file=str(file),
+                    Code.BAD_DATA, f"{whole} has no chat template: it is not a chat model.",
+                    advice="Name a model that was tuned on conversations.", file=str(whole),
                 )  # fmt: skip
-            write(out, {"ready": {"file": str(file), "bytes": file.stat().st_size, "context": model.n_ctx}})
+            ready = {"file": str(whole), "bytes": whole.stat().st_size, "context": model.n_ctx, "adapter": lora}
+            write(out, {"ready": ready})
             for line in questions:
                 try:
-                    answer(model, template, Question.model_validate_json(line), out, stop)
+                    asked = LINE.validate_json(line)
+                    if isinstance(asked, Switch):
+                        write(out, {"adapter": switch(model, asked.adapter)})
+                    else:
+                        answer(model, template, asked, out, stop)
                 except ValidationError as error:
                     wrong = LabError.from_validation(error, "the question is wrong")
                     write(out, {"error": wrong.body().model_dump(mode="json")})
@@ -154,6 +220,15 @@ def serve(file: Path, questions: TextIO, out: TextIO) -> int:
         write(out, {"error": error.body().model_dump(mode="json")})
         return 1
     return 0
+
+
+LINE: TypeAdapter[Question | Switch] = TypeAdapter(
+    Annotated[
+        Annotated[Question, Tag("question")] | Annotated[Switch, Tag("switch")],
+        Discriminator(lambda value: "switch" if isinstance(value, dict) and "adapter" in value else "question"),
+    ]
+)
+"""What a line may say."""
 
 
 def context_length(file: Path) -> int:
@@ -170,11 +245,13 @@ def context_length(file: Path) -> int:
 def main(arguments: list[str]) -> int:
     out = private_stdout()
     lifeline.die_with_parent()
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print(__doc__, file=out)
-        return 2
+    parser = argparse.ArgumentParser(prog="talk", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--home", type=Path)
+    asked = parser.parse_args(arguments)
     sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    return serve(Path(arguments[0]), sys.stdin, out)
+    return serve(asked.file, sys.stdin, out, base=asked.base, home=asked.home)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from agents.gguf_factory.loop import History, Loop, Settings
 from agents.gguf_factory.lora import Network, load_base
 from agents.gguf_factory.recovery import Diverged
 from agents.gguf_factory.rows import Rows, Schedule
+from agents.gguf_factory.targets import ALL
 from protocol import Code, LabError
 
 HELD_OUT_ROWS = 40  # packed rows: thousands of answer tokens, and each measurement costs about as much as two steps
@@ -49,6 +50,7 @@ class Options:
     max_tokens: int | None = None
     micro_batch: int | None = None
     scheduler: str = "cosine"
+    lora_targets: str = ALL
     control_share: float = 0.0
 
     @classmethod
@@ -128,8 +130,9 @@ def run(job: Job) -> StageResult:
     cuda = torch.cuda.is_available()
     base = load_base(job.base, torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32)
     network = Network(
-        base, rank=options.lora_r, alpha=options.lora_alpha, dropout=options.lora_dropout, seed=options.seed
-    )
+        base, rank=options.lora_r, alpha=options.lora_alpha, dropout=options.lora_dropout, seed=options.seed,
+        layers=options.lora_targets,
+    )  # fmt: skip
     network.check_head(held_out.take([0]))
     fresh = {name: parameter.detach().clone() for name, parameter in network.parameters.items()}
     settings = Settings(

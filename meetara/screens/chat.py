@@ -22,7 +22,10 @@ from meetara.models import find
 from meetara.talk import Talk, talking
 from protocol import LabError
 
-HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends it; Ctrl-C stops an answer."
+HELP = (
+    "/reset forgets the conversation, /adapter DOMAIN|FILE answers with another adapter of the same base, /adapter alone with\n"
+    "the base; /quit (or Ctrl-D) ends it, Ctrl-C stops an answer."
+)
 
 
 @dataclass
@@ -58,11 +61,13 @@ class Conversation:
 
 
 async def chat(
-    where: dict[str, Any], name: str, conversation: Conversation, *, ask: str | None, as_json: bool, console: Console
-) -> int:
-    """Answer one question (`ask`), the lines of stdin, or a person at a terminal."""
-    file = find(name, Settings.read(home=where.get("home")).home).absolute()
-    async with talking(file) as talk:
+    where: dict[str, Any], name: str, conversation: Conversation, *, ask: str | None, as_json: bool, console: Console,
+    base: Path | None = None,
+) -> int:  # fmt: skip
+    """Answer one question (`ask`), the lines of stdin, or a person at a terminal; `base` is the model of an adapter's file."""
+    home = Settings.read(home=where.get("home")).home
+    file = find(name, home).absolute()
+    async with talking(file, base=base, home=home) as talk:
         if ask is not None:
             await once(talk, conversation, ask, as_json=as_json, console=console)
             return OK
@@ -76,6 +81,13 @@ async def chat(
             if person and words == "/reset":
                 conversation.turns.clear()
                 console.print("forgotten", style="dim")
+            elif person and words.split()[0:1] == ["/adapter"]:
+                try:
+                    wanted = words.partition(" ")[2].strip()
+                    loaded = await talk.switch(find(wanted, home).absolute() if wanted else None)
+                    console.print(switched(loaded), style="dim", markup=False)
+                except LabError as error:
+                    console.print(Text(f"error: {error}", style="red"))
             elif person and words.startswith("/"):
                 console.print(HELP, style="dim", markup=False)
             elif words:
@@ -117,11 +129,20 @@ def told(end: dict[str, Any]) -> str:
     return parts[end["finish_reason"]] + (f"; {dropped} old turns no longer fit" if dropped else "")
 
 
+def switched(adapter: dict[str, Any]) -> str:
+    """Say which adapter answers now, and how long its loading took."""
+    name = "the base alone" if adapter["file"] is None else Path(adapter["file"]).name
+    return f"{name}  {show.number(adapter['load_ms'], '.1f', 'ms')}"
+
+
 def greet(talk: Talk, console: Console) -> None:
     """Say which file it is."""
     ready = talk.ready
     name = Path(ready["file"]).name
     console.print(Text.assemble((name, "bold"), f"  {show.size(ready['bytes'])}, {ready['context']} tokens of context"))
+    if adapter := ready.get("adapter"):
+        told = f"  {show.size(adapter['bytes'])}, loaded in {show.number(adapter['load_ms'], '.1f', 'ms')}"
+        console.print(Text.assemble("with ", (Path(adapter["file"]).name, "bold"), told))
     console.print(HELP, style="dim", markup=False)
 
 

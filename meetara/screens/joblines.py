@@ -14,11 +14,10 @@ from rich.text import Text
 from meetara import show
 from meetara.board import Board, runs, sparkline
 from protocol import JobSnapshot, State
-from protocol.job import FINAL, Stage
+from protocol.job import FINAL, stages_of
 
 STALE_SECONDS = 20.0
 """Progress comes twice a second; numbers that are so old are shown dim."""
-STAGES = list(Stage)
 
 
 MARKS = {
@@ -146,10 +145,11 @@ class JobLines:
         return Text(mark, style=colour)
 
     def _stage(self, job: JobSnapshot) -> Text:
-        """Eight blocks, one for each stage, and the name of the one that runs."""
-        at = STAGES.index(job.stage) if job.stage is not None else -1
+        """A block for each stage, and the name of the one that runs."""
+        stages = stages_of(job.profile)
+        at = stages.index(job.stage) if job.stage in stages else -1
         return Text.assemble(
-            ("▰" * max(at, 0), "green"), ("▰" if at >= 0 else "", "cyan"), ("▱" * (len(STAGES) - 1 - at), "bright_black"),
+            ("▰" * max(at, 0), "green"), ("▰" if at >= 0 else "", "cyan"), ("▱" * (len(stages) - 1 - at), "bright_black"),
             (f" {job.stage.value if job.stage else 'starts':<8}", "cyan"),
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from meetara import show
 from protocol import JobSnapshot, Progress, State
-from protocol.job import FINAL, Stage
+from protocol.job import FINAL, Stage, stages_of
 
 STAGES = list(Stage)
 REFRESH = 4
@@ -53,14 +53,15 @@ class View:
 
     def marks(self) -> list[tuple[Stage, str]]:
         """Return each stage with done, failed, runs or waits."""
-        running = STAGES.index(self.stage) if self.stage else -1
+        stages = stages_of(self.snapshot.profile if self.snapshot else "edge")
+        running = stages.index(self.stage) if self.stage in stages else -1
         state = self.snapshot.state if self.snapshot else None
         if state is State.DONE:
-            return [(stage, "done") for stage in STAGES]
+            return [(stage, "done") for stage in stages]
         at = "failed" if state in FINAL else "runs"
         return [
             (stage, "done" if index < running else at if index == running else "waits")
-            for index, stage in enumerate(STAGES)
+            for index, stage in enumerate(stages)
         ]
 
     def facts(self) -> list[str]:

@@ -12,24 +12,31 @@ from rich.text import Text
 
 from meetara import show
 from protocol import JobSnapshot
-from protocol.job import Gate
+from protocol.job import PRODUCTS, Artefact, Gate
+
+
+def product(snapshot: JobSnapshot) -> Artefact | None:
+    """Return the finished file: a whole model, or an adapter; None when there is none."""
+    return next((artefact for artefact in snapshot.artefacts if artefact.kind in PRODUCTS), None)
+
+
+def place(artefact: Artefact | None) -> str | None:
+    """Return where a file is: a path for a local one, else its URI."""
+    return artefact.uri.removeprefix("file://") if artefact else None
 
 
 def file_path(snapshot: JobSnapshot) -> str | None:
-    """Return where the GGUF is: a path for a local file, else its URI; None when there is none."""
-    for artefact in snapshot.artefacts:
-        if artefact.kind == "gguf":
-            return artefact.uri.removeprefix("file://")
-    return None
+    """Return where the product is: a path for a local file, else its URI; None when there is none."""
+    return place(product(snapshot))
 
 
 def missing(snapshot: JobSnapshot) -> list[str]:
     """Return the URIs of local artefacts that are gone. Where the store itself is not on this machine nothing is known."""
     gone = []
     for artefact in snapshot.artefacts:
-        place = urlsplit(artefact.uri)
-        path = Path(unquote(place.path))
-        if place.scheme == "file" and path.parents[1].is_dir() and not path.is_file():
+        uri = urlsplit(artefact.uri)
+        path = Path(unquote(uri.path))
+        if uri.scheme == "file" and path.parents[1].is_dir() and not path.is_file():
             gone.append(artefact.uri)
     return gone
 
@@ -37,7 +44,8 @@ def missing(snapshot: JobSnapshot) -> list[str]:
 def rows(snapshot: JobSnapshot) -> list[tuple[str, str]]:
     """Return the lines of the result table as (what, value)."""
     results = snapshot.results
-    gguf = next((artefact for artefact in snapshot.artefacts if artefact.kind == "gguf"), None)
+    file = product(snapshot)
+    base = next((artefact for artefact in snapshot.artefacts if artefact.kind == "base"), None)
 
     def gate(name: str) -> float | None:
         return snapshot.gates[name].value if name in snapshot.gates else None
@@ -45,9 +53,10 @@ def rows(snapshot: JobSnapshot) -> list[tuple[str, str]]:
     made = [("made by", f"the job {snapshot.cached_from}, from the same data and parameters; nothing was trained now")]
     return [
         *(made if snapshot.cached_from else []),
-        ("file", file_path(snapshot) or results.get("kept") or "none"),
-        ("sha256", gguf.sha256 if gguf else "none"),
-        ("bytes", show.count(gguf.bytes if gguf else results.get("bytes"))),
+        ("file", place(file) or results.get("kept") or "none"),
+        ("sha256", file.sha256 if file else "none"),
+        ("bytes", show.count(file.bytes if file else results.get("bytes"))),
+        *([("on the base", place(base) or ""), ("base's sha256", base.sha256)] if base else []),
         ("bits per weight", show.number(results.get("bits_per_weight"), ".2f")),
         ("quality", show.number(snapshot.quality_percent, ".1f", "%")),
         ("load", show.number(gate("load_ms"), ".1f", "ms")),

@@ -140,5 +140,6 @@ def test_a_stop_is_seen_between_stages(job: Job) -> None:
     assert recorder.ran == ["data"] and stopped.value.args == (Stage.TRAIN,)
 
 
-def test_every_stage_of_the_protocol_has_its_place() -> None:
-    assert [stage for stage, _ in pipeline.STAGES] == list(Stage)
+def test_every_stage_of_the_protocol_has_its_place_and_an_adapter_is_not_merged() -> None:
+    assert [stage for stage, _ in pipeline.stages_for("edge")] == list(Stage)
+    assert [stage for stage, _ in pipeline.stages_for("adapter")] == [stage for stage in Stage if stage is not Stage.MERGE]
