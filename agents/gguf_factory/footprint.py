@@ -1,6 +1,8 @@
 """Measure what loading a GGUF costs, in a fresh process: milliseconds, and private bytes.
 
-    python -m agents.gguf_factory.footprint FILE    # prints JSON
+    python -m agents.gguf_factory.footprint FILE [ADAPTER]    # prints JSON
+
+With an adapter it measures what that costs a process which has the model already.
 
 Private memory is what the process has that no other could share: its unique set size (smaps) without the mapping of the
 model file itself, after one decode, less the same before the load. The file's pages belong to the page cache: twenty
@@ -52,6 +54,28 @@ def measure(path: Path) -> dict[str, float | None]:
     return {"load_ms": best * 1e3, "private_mb": private}
 
 
+def measure_adapter(path: Path, adapter: Path) -> dict[str, float | None]:
+    """Load an adapter `ROUNDS` times into a process that has its base and return load_ms: read and put to use, the best.
+
+    Returns:
+        load_ms, and first_decode_ms: the first token after it, in which llama.cpp plans its memory anew (the best).
+    """
+    best = first = float("inf")
+    with llama.load(path, n_ctx=CONTEXT, n_batch=BATCH, repack=False) as model:
+        token = [max(model.bos, 0)]
+        model.logits(token)
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            loaded = model.load_adapter(adapter)
+            model.use(loaded)
+            best = min(best, time.perf_counter() - start)
+            start = time.perf_counter()
+            model.logits(token)
+            first = min(first, time.perf_counter() - start)
+            model.drop(loaded)
+    return {"load_ms": best * 1e3, "first_decode_ms": first * 1e3}
+
+
 if __name__ == "__main__":
     lifeline.die_with_parent()
-    print(json.dumps(measure(Path(sys.argv[1]))))
+    print(json.dumps((measure_adapter if sys.argv[2:] else measure)(*map(Path, sys.argv[1:]))))

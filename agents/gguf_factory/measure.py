@@ -348,12 +348,19 @@ def _footprint(state: Measurement) -> None:
     """Load time and private memory, in a fresh process and alone: other work would be measured with it."""
     if not state.wanted("load_ms", "private_mb"):
         return
+    product = state.subject.product
+    files = [product.path, product.adapter] if product.adapter else [product.path]
     with state.clock("load_ms", "private_mb"):
         output = child.run(
-            child.module("agents.gguf_factory.footprint", state.subject.product.path),
+            child.module("agents.gguf_factory.footprint", *files),
             output=state.folder / "footprint.log", stop=state.stop, what="measuring the footprint",
         )  # fmt: skip
     facts = json.loads(output.strip().splitlines()[-1])
+    if product.adapter:
+        state.results |= {"adapter_load_ms": facts["load_ms"], "adapter_first_decode_ms": facts["first_decode_ms"]}
+        state.measured["load_ms"] = Measured(facts["load_ms"], "best of five, the adapter into a process that has the base")
+        state.measured["private_mb"] = Measured(None, "most of it is the base's")
+        return
     state.measured["load_ms"] = Measured(facts["load_ms"], "best of five, model and a context of 256 tokens")
     state.measured["private_mb"] = (
         Measured(facts["private_mb"], "context of 256 tokens, the file's mapping not counted")

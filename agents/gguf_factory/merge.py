@@ -37,11 +37,9 @@ def run(job: Job) -> StageResult:
     adapter, target = job.path("train", "adapter"), job.path("merge", "model")
     if target.exists():
         shutil.rmtree(target)
-    modules = check_adapter(adapter)
     job.progress(note="loading base and adapter")
-    model = PeftModel.from_pretrained(load_base(job.base), str(adapter)).eval()
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    check_used(model, adapter, len(layers), modules)
+    model = load_adapted(job.base, adapter)
+    modules = check_adapter(adapter)
     held_out = Rows.load(job.path("data", "held_out.safetensors"))
     batches = [held_out.take([row]) for row in range(min(CHECKED_ROWS, len(held_out)))]
     before = [logits(model.get_base_model(), batch) for batch in batches]
@@ -63,8 +61,20 @@ def run(job: Job) -> StageResult:
             shutil.copyfile(job.base / name, target / name)
     return StageResult(
         files=sorted(path for path in target.rglob("*") if path.is_file()),
-        results={"max_logit_difference": worst, "modules": len(layers), "adapter_tensors": 2 * len(layers)},
+        results={"max_logit_difference": worst, "modules": len(modules), "adapter_tensors": 2 * len(modules)},
     )
+
+
+def load_adapted(base: Path, adapter: Path) -> PeftModel:
+    """Load base + adapter in torch, not merged.
+
+    Raises:
+        LabError: CONFIGURATION, as `check_adapter`; INTERNAL, a tensor of the adapter was not used.
+    """
+    modules = check_adapter(adapter)
+    model = PeftModel.from_pretrained(load_base(base), str(adapter)).eval()
+    check_used(model, adapter, sum(isinstance(module, LoraLayer) for module in model.modules()), modules)
+    return model
 
 
 def check_adapter(folder: Path, also: Sequence[str] = ()) -> set[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,25 +29,42 @@ PAIRS, PAIR_TOKENS = 40, 3_000  # answers read after their own question and afte
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model as llama.cpp opens it. The one place where the gates open the model under test and its peers."""
+    """A model as llama.cpp opens it. The one place where the gates open the model under test and its peers.
+
+    Attributes:
+        path: the whole model.
+        adapter: a LoRA that is used on it; None: the model alone.
+    """
 
     path: Path
+    adapter: Path | None = None
 
+    @contextmanager
     def open(
         self, *, n_ctx: int, cores: int, n_batch: int = 512, sequences: int = 1, exact: bool = False
-    ) -> AbstractContextManager[Model]:
+    ) -> Iterator[Model]:
         """Load it for a measurement; `cores` are free for it, the other arguments are those of `llama.load`.
 
         Raises:
-            LabError: TOOLCHAIN, llama.cpp does not take the file.
+            LabError: TOOLCHAIN, llama.cpp does not take the file; BAD_DATA, the adapter does not fit it.
         """
         threads = llama.threads_for(self.path, cores)
-        return llama.load(self.path, n_ctx=n_ctx, n_batch=n_batch, sequences=sequences, threads=threads, exact=exact)
+        with llama.load(
+            self.path, n_ctx=n_ctx, n_batch=n_batch, sequences=sequences, threads=threads, exact=exact
+        ) as model:
+            if self.adapter is not None:
+                model.use(model.load_adapter(self.adapter))
+            yield model
+
+    @property
+    def file(self) -> Path:
+        """The file that was made: the adapter, or the whole model."""
+        return self.adapter or self.path
 
     @property
     def bytes(self) -> int:
         """Bytes of the product, which the gate `file_bytes` judges."""
-        return self.path.stat().st_size
+        return self.file.stat().st_size
 
 
 @dataclass
@@ -55,9 +72,10 @@ class Subject:
     """A finished file and what it is measured against. What is None or empty was not given.
 
     Args:
-        product: the finished file.
+        product: the finished file, or an adapter on its base.
         tokenizer_folder: the base's or the merged model's folder, with which token ids and template must agree.
-        base: makes or finds the untouched base as an F16 file; called when a gate first needs it.
+        base: makes or finds the untouched base as an F16 file, or quantised as an adapter is used on it; called when a gate
+            first needs it.
         held_out: conversations that were never trained on.
         train: conversations that were trained on.
         exact: the tuned model in F16, before quantising.

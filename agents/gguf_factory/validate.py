@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import configs
-from agents.gguf_factory import convert, gates, lora, quantise
+from agents.gguf_factory import adapter, convert, gates, lora, merge, quantise, shared_base
 from agents.gguf_factory.formats import Messages
 from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.job import Job, StageResult
@@ -32,14 +32,14 @@ def run(job: Job, rules: Mapping[str, GateRule] | None = None, general: Path = G
         LabError: GATE_MISSED; TOOLCHAIN, a file cannot be read.
         Stopped: a stop was asked for.
     """
-    rules = rules if rules is not None else configs.load().tiers[job.run.route.tier].gates
+    rules = rules if rules is not None else configs.load().tiers[job.run.route.tier].gates_of(job.run.request.profile)
     path = job.path("validate", "gates.json")
     state = Measurement(subject(job, general), rules, path.parent, job.stop, job.progress)
     state.run()
     judged = gates.judge(state.measured, rules)
     _write(path, judged, state)
     if error := gates.verdict(judged):
-        kept = str(state.subject.product.path)
+        kept = str(state.subject.product.file)
         error.data |= {"file": str(path), "results": {**state.results, "kept": kept}}
         raise error
     return StageResult(files=[path], results={**state.results, "gate_seconds": state.seconds}, gates=judged)
@@ -47,6 +47,8 @@ def run(job: Job, rules: Mapping[str, GateRule] | None = None, general: Path = G
 
 def subject(job: Job, general: Path = GENERAL) -> Subject:
     """Return what a job's gates are measured on."""
+    if job.adapter:
+        return _adapted(job, general)
     model = job.path("merge", "model")
     return Subject(
         product=ModelFile(job.path("quantise", quantise.file_name(job))),
@@ -58,6 +60,23 @@ def subject(job: Job, general: Path = GENERAL) -> Subject:
         network=lambda: lora.load_base(model).eval(),
         kind=str(job.parameters.get("quantisation", quantise.DEFAULT)),
         sha256=_written_sha256(job),
+        lesson=_lesson(job),
+        general=general,
+    )
+
+
+def _adapted(job: Job, general: Path) -> Subject:
+    """An adapter is measured on the quantised base that it shares, and against that base alone."""
+    base, file = shared_base.of_job(job)[0], job.path("convert", adapter.file_name(job))
+    return Subject(
+        product=ModelFile(base, file),
+        tokenizer_folder=job.base,
+        base=lambda: ModelFile(base),
+        held_out=_conversations(job.path("data", "held_out.jsonl")),
+        train=_conversations(job.path("data", "train.jsonl")),
+        exact=ModelFile(convert.convert_base(job.base, job.home, stop=job.stop), file),
+        network=lambda: merge.load_adapted(job.base, job.path("train", "adapter")),
+        kind=str(job.parameters.get("quantisation", quantise.DEFAULT)),
         lesson=_lesson(job),
         general=general,
     )

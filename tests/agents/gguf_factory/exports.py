@@ -49,9 +49,9 @@ def make_job(folder: Path, home: Path, base: Path, **parameters: Any) -> Job:
 
 
 def teach(
-    model: LlamaForCausalLM, tokenizer: Any, steps: int = 60, rows: list[Any] = ROWS, *, sure: bool = True
+    model: Any, tokenizer: Any, steps: int = 60, rows: list[Any] = ROWS, *, rate: float = 3e-3, sure: bool = True
 ) -> None:
-    """Train all weights on the rows, and where `sure` until it knows them."""
+    """Train all weights that learn on the rows, and where `sure` until the model knows them."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine two threads wait for each other most of the time
@@ -60,7 +60,7 @@ def teach(
     ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in encoded])
     wanted = torch.tensor([mask + [False] * (length - len(mask)) for _, mask in encoded])
     labels = ids.masked_fill(~wanted, -100)
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimiser = torch.optim.Adam([weights for weights in model.parameters() if weights.requires_grad], lr=rate)
     for _ in range(steps):
         loss = model(input_ids=ids, labels=labels).loss
         optimiser.zero_grad()
@@ -105,9 +105,10 @@ def copy(job: Job, root: Path) -> Job:
     return make_job(folder, job.home, job.base)
 
 
-def rules(**changes: GateRule) -> dict[str, GateRule]:
-    """Return the starter tier's gates; those that a two-layer model cannot or a busy machine may not meet only warn."""
-    gates = dict(configs.load().tiers["starter"].gates)
+def rules(profile: str = "edge", **changes: GateRule) -> dict[str, GateRule]:
+    """Return the starter tier's gates of a profile; those that a two-layer model cannot or a busy machine may not meet only warn."""
+    gates = dict(configs.load().tiers["starter"].gates_of(profile))
     for name in ("forgetting_percent", "load_ms", "private_mb", "quant_kl"):
-        gates[name] = gates[name].model_copy(update={"level": "warn"})
+        if gates[name].level != "off":
+            gates[name] = gates[name].model_copy(update={"level": "warn"})
     return {**gates, **changes}
