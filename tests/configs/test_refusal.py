@@ -43,6 +43,7 @@ BAD = [
     ("proven_parameters.json", "max_steps", None, "(top level)", "would not end"),
     ("tiers.yaml", "tiers.fast.gates.quality", {"level": "fail", "threshold": 1}, "tiers.fast.gates.quality", "no gate"),
     ("tiers.yaml", "tiers.fast.gates.load_ms", {"level": "warn"}, "tiers.fast.gates.load_ms", "a threshold is needed"),
+    ("tiers.yaml", "adapter_gates.size", {"level": "off"}, "adapter_gates.size", "no gate"),
     ("tiers.yaml", "gates.f16_kl.level", "maybe", "gates.f16_kl.level", "'fail', 'warn' or 'off'"),
     ("tiers.yaml", "tiers.fast.parameters.lora_rank", 8, "tiers.fast.parameters.lora_rank", "no training parameter"),
     ("tiers.yaml", "tiers.fast.parameters.lora_r", "8", "tiers.fast.parameters.lora_r", "valid integer"),

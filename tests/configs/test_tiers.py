@@ -43,3 +43,13 @@ def test_overrides_are_checked_by_name_and_type():
         with pytest.raises(LabError) as caught:
             proven.overridden(wrong)
         assert caught.value.data["field"] == f"parameters.{next(iter(wrong))}"
+
+
+def test_an_adapter_has_gates_of_its_own_in_every_tier():
+    tier = configs.load().tiers["starter"]
+    assert tier.gates_of("edge") == tier.gates
+    mine = tier.gates_of("adapter")
+    assert mine["file_bytes"].threshold == 8_800_000 and mine["private_mb"].level == "off"
+    assert {name: rule for name, rule in mine.items() if name not in tier.adapter_gates} == {
+        name: rule for name, rule in tier.gates.items() if name not in tier.adapter_gates
+    }

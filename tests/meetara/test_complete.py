@@ -97,7 +97,7 @@ def test_names_are_those_of_the_configs(home: Path, tmp_path: Path, monkeypatch:
     assert set(complete.domains(context(), "")) == set(configs.domains)
     assert set(complete.tiers(context(), "")) == set(configs.tiers)
     assert (complete.DOMAINS, complete.TIERS, complete.PARAMETERS) == (domains.FILE, tiers.FILE, parameters.FILE)
-    assert complete.parameters(context(), "lora_") == ["lora_r=", "lora_alpha=", "lora_dropout="]
+    assert complete.parameters(context(), "lora_") == ["lora_r=", "lora_alpha=", "lora_dropout=", "lora_targets="]
     monkeypatch.setenv("MEETARA_CONFIGS", str(tmp_path))
     (tmp_path / "tiers.yaml").write_bytes(b"\xef\xbb\xbftiers:\r\n  mine: {}\r\n")
     assert complete.tiers(context(), "") == ["mine"]

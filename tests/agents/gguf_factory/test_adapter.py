@@ -97,7 +97,7 @@ def test_an_adapter_of_another_base_is_refused_and_the_one_in_use_stays(
     add_values(marked, {llama.BASE_SHA256: "0" * 64})
     with llama.load(marked, n_ctx=256) as model:
         before = model.logits(IDS)
-        with pytest.raises(LabError, match="another base .* though of the same shape") as caught:
+        with pytest.raises(LabError, match=r"another base .* though of the same shape") as caught:
             model.load_adapter(made(adapted))
         assert caught.value.data["wanted"] == adapter.content(adapted.base)
         np.testing.assert_array_equal(model.logits(IDS), before)

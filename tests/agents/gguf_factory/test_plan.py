@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+import configs
 from agents.gguf_factory import machine, plan
+from configs import GateRule
 from protocol import Code, LabError
 from protocol.job import PlanRequest, Route, TrainRequest
 from tests.agents.gguf_factory.bases import QA, QA_EVAL, ROOT, make_base
@@ -51,6 +53,22 @@ def test_a_requests_parameters_and_limits_are_used(base: Path, tmp_path: Path) -
     assert (found.parameters["batch_size"], found.parameters["quantisation"]) == (2, "Q8_0")
 
 
+def test_an_adapter_is_planned_for_its_size_and_the_plan_tells_what_was_left_out(base: Path, tmp_path: Path) -> None:
+    edge = plan.plan(request(base), tmp_path)
+    found = plan.plan(request(base, profile="adapter"), tmp_path)
+    assert found.file_bytes < found.base_file_bytes == edge.file_bytes and edge.base_file_bytes is None
+    assert found.parameters["lora_targets"] == "all-linear" and found.warnings == edge.warnings
+    tiers = configs.load().tiers
+    small = GateRule(level="fail", threshold=9_000)
+    tight = tiers["starter"].model_copy(update={"adapter_gates": {"file_bytes": small}})
+    cut = plan.plan(request(base, profile="adapter"), tmp_path, {"starter": tight})
+    assert cut.file_bytes <= 9_000
+    assert cut.parameters["lora_targets"].startswith("k_proj,o_proj,q_proj,v_proj")
+    assert cut.parameters["lora_alpha"] / cut.parameters["lora_r"] == 2
+    assert "more than 9,000; left out:" in cut.warnings[0]
+    assert plan.plan(request(base), tmp_path, {"starter": tight}).parameters["lora_targets"] == "all-linear"
+
+
 def test_an_evaluation_set_is_used_whole(base: Path, tmp_path: Path) -> None:
     found = plan.plan(request(base, eval_dataset=str(QA_EVAL)), tmp_path)
     assert found.held_out_rows == len(QA_EVAL.read_text().splitlines())
@@ -64,6 +82,8 @@ def test_an_evaluation_set_is_used_whole(base: Path, tmp_path: Path) -> None:
         ({"parameters": {"lora_r": "four"}}, "parameters.lora_r"),
         ({"parameters": {"learning_rate": -1.0}}, "parameters.learning_rate"),
         ({"quantisation": "Q4_K_X"}, "quantisation"),
+        ({"parameters": {"lora_targets": "every one"}}, "parameters.lora_targets"),
+        ({"parameters": {"lora_targets": "qkv_proj"}}, "parameters.lora_targets"),
     ],
 )
 def test_wrong_parameters_are_named(base: Path, tmp_path: Path, changes: dict[str, Any], field: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from agents.gguf_factory import adapter, convert, llama, shared_base
 from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import Job, Stopped
 from protocol import Code, LabError
 
@@ -29,7 +30,7 @@ def test_it_is_quantised_with_general_text_and_says_which_base_it_is(adapted: Jo
     header = read_header(path)
     assert not made and header.values[llama.BASE_SHA256] == base.content == adapter.content(adapted.base)
     assert base.imatrix_tokens > 1000 and base.quantisation == "Q4_K_M" and base.bits_per_weight < 8
-    assert base.sha256 == convert.file_sha256(path)
+    assert base.sha256 == file_sha256(path)
     assert adapted.read_manifest("quantise")["results"]["base_made"] is True
     left = {item.name for item in path.parent.iterdir()}
     assert left == {".lock", convert.FILE, path.name, path.with_suffix(".json").name}

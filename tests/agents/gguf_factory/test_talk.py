@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agents.gguf_factory import convert, llama, quantise, talk
+from agents.gguf_factory import adapter, convert, llama, quantise, shared_base, talk
 from agents.gguf_factory.job import Job
 from agents.gguf_factory.llama import Model
 from agents.gguf_factory.talk import Question, Turn
 from protocol import Code, LabError
+from tests.agents.gguf_factory import adapters
 from tests.agents.gguf_factory.exports import ROWS
 
 
@@ -91,3 +92,53 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         assert talk.serve(tmp_path / name, io.StringIO(), out) == 1
         assert json.loads(out.getvalue())["error"]["code"] == code
+
+
+def lines(file: Path, *asked: object, **where: Path) -> list[dict]:
+    out = io.StringIO()
+    talk.serve(file, io.StringIO("".join(json.dumps(item) + "\n" for item in asked)), out, **where)
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def said(found: list[dict]) -> list[str]:
+    """Return the answers among lines, one text each."""
+    answers = [""]
+    for line in found:
+        answers[-1] += line.get("text", "")
+        answers += [""] if "end" in line else []
+    return answers[:-1]
+
+
+def test_an_adapter_finds_its_base_in_the_home_and_others_are_loaded_into_the_living_process(
+    adapted: Job, exported: Job, tmp_path: Path
+) -> None:
+    file = adapted.path("convert", adapter.file_name(adapted))
+    other = adapters.negated(file, adapted.path("train", "adapter"), tmp_path / "other")
+    ask = {"messages": ROWS[0][:1], "temperature": 0, "max_tokens": 30}
+    model = exported.path("quantise", quantise.file_name(exported))
+    found = lines(
+        file, ask, {"adapter": str(other)}, ask, {"adapter": str(model)}, ask, {"adapter": None}, ask, {"adapter": str(file)},
+        ask, home=adapted.home,
+    )  # fmt: skip
+    ready = found[0]["ready"]
+    assert ready["file"] == str(shared_base.of_job(adapted)[0]) and ready["adapter"]["file"] == str(file)
+    loaded = [line["adapter"] for line in found if "adapter" in line]
+    assert [item["file"] for item in loaded] == [str(other), None, str(file)]
+    assert all(item["load_ms"] > 0 for item in [ready["adapter"], *loaded])
+    [error] = [line["error"] for line in found if "error" in line]
+    assert error["code"] == Code.BAD_DATA and str(model) in error["message"]
+    first, negated, after_error, alone, again = said(found)
+    assert first == again and negated == after_error, "what cannot be loaded leaves the adapter that is in use"
+    assert len({first, negated, alone}) == 3
+    base = lines(shared_base.of_job(adapted)[0], ask)
+    assert base[0]["ready"]["adapter"] is None and said(base) == [alone]
+
+
+def test_an_adapter_without_its_base_names_the_base(adapted: Job, tmp_path: Path) -> None:
+    file = adapted.path("convert", adapter.file_name(adapted))
+    for where in ({}, {"home": tmp_path}):
+        [line] = lines(file, **where)
+        assert line["error"]["code"] == Code.NOT_FOUND and "its base model is not" in line["error"]["message"]
+        assert "--base" in line["error"]["message"]
+    base = shared_base.of_job(adapted)[0]
+    assert "ready" in lines(file, base=base)[0]
