@@ -18,7 +18,18 @@ from bus import BrokerAddress, Client
 from meetara.home import locate
 from meetara.news import JOB_TOPICS, News, heard, news, parsed
 from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
-from protocol.job import FINAL, Empty, EventsQuery, JobEvent, JobEvents, JobList, JobListQuery, JobQuery, Submitted
+from protocol.job import (
+    FINAL,
+    Empty,
+    EventsQuery,
+    JobEvent,
+    JobEvents,
+    JobList,
+    JobListQuery,
+    JobQuery,
+    Profile,
+    Submitted,
+)
 from protocol.machine import Card, Presence
 from protocol.money import BudgetReport
 from protocol.voice import (
@@ -202,6 +213,7 @@ class Lab:
         eval_dataset: str | Path | None = None,
         tier: str | None = None,
         base: str | Path | None = None,
+        profile: Profile = "edge",
         priority: int = 1,
         quantisation: str | None = None,
         budget_usd: float | None = None,
@@ -223,7 +235,8 @@ class Lab:
         fields = {
             "domain": domain, "text": text, "dataset": data_uri(dataset),
             "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
-            "tier": tier, "base": None if base is None else base_name(base), "priority": priority,
+            "tier": tier, "base": None if base is None else base_name(base), "profile": profile,
+            "priority": priority,
             "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},
             "use_cache": use_cache, "licence": licence,
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bus.session import Session
+from meetara import cli
 from meetara.lab import Job, Lab, base_name, check, data_uri
-from protocol import Code, JobSnapshot, LabError, Progress, State, Topics
+from protocol import Code, JobSnapshot, LabError, Progress, State, Topics, TrainRequest
 from protocol.job import Gate, Stage
 from protocol.machine import Card, Presence
 from tests.conftest import PlainBroker
@@ -143,3 +145,11 @@ async def test_no_broker_says_how_to_start_one(tmp_path):
         async with Lab(home=tmp_path, port=1):
             pass
     assert caught.value.code is Code.UNREACHABLE
+
+
+def test_whatever_a_request_may_say_the_client_and_the_command_line_can_say() -> None:
+    fields = set(TrainRequest.model_fields)
+    assert fields <= set(inspect.signature(Lab.train).parameters)
+    options = set(inspect.signature(cli.train).parameters) - {"detach", "home", "host", "port", "lab", "as_json"}
+    named = {"dataset": "data", "eval_dataset": "eval_data", "parameters": "param", "budget_usd": "budget", "use_cache": "fresh"}
+    assert {named.get(field, field) for field in fields} | {"id"} == options
