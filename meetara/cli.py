@@ -378,6 +378,21 @@ def certs(
     raise typer.Exit(screen({"home": home}, host or [], agent or [], force=force, as_json=as_json))
 
 
+@app.command()
+def gc(
+    with_models: Annotated[
+        bool, typer.Option("--models", help="Also offer finished models that no request would find, or that are too many.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Remove what no job or model needs; asks first, and without a terminal only lists."""
+    from meetara.screens.gc import gc as screen
+
+    raise typer.Exit(run(screen({"home": home}, models=with_models, yes=yes, as_json=as_json, console=console())))
+
+
 models = typer.Typer(no_args_is_help=True, help="Finished models on this machine, and their cards.")
 app.add_typer(models, name="models")
 

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import configs
 from agents.gguf_factory import base as bases
-from agents.gguf_factory import child, converter, support, toolchain
+from agents.gguf_factory import child, converter, storage, support, toolchain
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.hashes import Hashes, file_sha256
 from agents.gguf_factory.job import Job, StageResult, never
 from protocol import Code, LabError
 
-FILE = "model-f16.gguf"
+FILE = storage.F16
 TOKENIZER_FILES = (
     "config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "generation_config.json", "vocab.json", "merges.txt",
@@ -84,8 +85,11 @@ def convert_base(base: Path, home: Path, *, program: Path | None = None, stop: C
     """
     program = program or toolchain.converter()
     target = home / "models" / identity(base, Hashes(home).sha256) / FILE
-    if not target.is_file():
+    try:
+        os.utime(target)  # that it was used: what was not for longest goes first
+    except FileNotFoundError:
         convert(base, target, program=program, stop=stop)
+        storage.shrink_models(home, configs.load().storage, target)
     return target
 
 

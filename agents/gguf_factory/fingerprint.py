@@ -62,7 +62,7 @@ def fingerprint(
         "domain": route.domain,
         "licence": request.licence,
         "general": hashes.sha256(GENERAL) if GENERAL.is_file() else None,
-        "code": code_version(),
+        "code": LOADED,
         "packages": {name: _installed(name) for name in PACKAGES} | {"python": platform.python_version()},
     }  # fmt: skip
 
@@ -73,11 +73,16 @@ def key(facts: Mapping[str, Any]) -> str:
 
 
 def code_version(folder: Path = SOURCES) -> str:
-    """Return the sha256 over names and contents of the factory's modules; read each time, as an upgrade may come any time."""
+    """Return the sha256 over names and contents of the factory's modules as they lie there now."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+LOADED = code_version()
+"""The code of this process, read when it was started: an upgrade that comes later does not change what runs. Jobs are forked
+off a process that has loaded it long before."""
 
 
 def _form(uri: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import configs
 from agents.gguf_factory import base as bases
-from agents.gguf_factory import chat, data, machine, packing, sizes, support, targets
+from agents.gguf_factory import chat, data, machine, packing, sizes, storage, support, targets
 from agents.gguf_factory.base import Base
 from agents.gguf_factory.dataset import Row
 from agents.gguf_factory.fingerprint import fingerprint, key
@@ -18,7 +18,7 @@ from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.light import LightTokenizer
 from agents.gguf_factory.targets import Choice
-from configs import Parameters, Tier
+from configs import Parameters, Storage, Tier
 from protocol import Code, LabError
 from protocol.job import Plan, PlanRequest, Route, Stage, TrainRequest
 
@@ -32,13 +32,16 @@ SLACK_BYTES = 64_000_000  # log, packed rows, adapter and its checkpoints of a s
 PROBE = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
-def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = None) -> Plan:
+def plan(
+    request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = None, limits: Storage | None = None
+) -> Plan:
     """Check a request and predict size, space, memory and time.
 
     Args:
         request: the routed request.
         home: MEETARA_HOME, for free space and for what earlier jobs took.
         tiers: configs' tiers; None: read from configs/.
+        limits: how large the parts of the home may become; None: read from configs/.
 
     Raises:
         LabError: INVALID_PARAMS, NOT_FOUND (base), BAD_DATA (data set or base), NO_SPACE, NO_CAPACITY; each names the
@@ -84,6 +87,7 @@ def plan(request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = No
         warnings=[*notes, *(choice.notes if choice else []), *_padding(base, tokenizer), *_warnings(source, train, held_out)],
     )  # fmt: skip
     check_machine(result, home)
+    storage.check(result, home, limits or configs.load().storage, request.job)
     return result
 
 
@@ -305,13 +309,14 @@ def run(job: Job) -> StageResult:
     base = bases.read(job.base)
     support.check(base)
     checked_tokenizer(base)
+    lab = configs.load()
     check_machine(job.run.plan, job.home)
+    storage.check(job.run.plan, job.home, lab.storage, job.run.job)
     file = job.path(Stage.PLAN, "plan.json")
     file.write_text(json.dumps(job.run.plan.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     chosen = Parameters(**{name: value for name, value in job.parameters.items() if name in Parameters.model_fields})
     predicted = uncalibrated_seconds(base.parameters, job.run.plan.steps, chosen, machine.flops(job.home))
-    tiers = configs.load().tiers
-    made_from = fingerprint(job.run.request, job.run.route, tiers, Hashes(job.home), job.parameters)
+    made_from = fingerprint(job.run.request, job.run.route, lab.tiers, Hashes(job.home), job.parameters)
     return StageResult(
         files=[file],
         results={"base": str(base.folder), "uncalibrated_seconds": predicted, "fingerprint": key(made_from)},

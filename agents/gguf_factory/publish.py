@@ -122,7 +122,7 @@ def manifest(job: Job, source: Path, digest: str, base: SharedBase | None = None
         "languages": known["languages"],
         "safety_critical": run.route.safety_critical,
         "fingerprint": stages.get("plan", {}).get("results", {}).get("fingerprint"),
-        "code_version": fingerprint.code_version(),
+        "code_version": fingerprint.LOADED,
         "data": {name: value for name, value in job.parameters.items() if name.endswith("_sha256")},
         "results": {name: stage["results"] for name, stage in stages.items()},
         "gates": stages.get("validate", {}).get("gates", {}),

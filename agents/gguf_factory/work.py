@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import structlog
 from pydantic import ValidationError
 
-from agents.gguf_factory import child, lifeline, recovery, zygote
+from agents.gguf_factory import child, lifeline, recovery, storage, zygote
 from agents.gguf_factory.job import Job, Stopped
 from bus import logs, trace
 from bus.redact import of_error
@@ -144,7 +144,7 @@ def _read(folder: Path) -> RunRequest:
 
 def _lock(folder: Path) -> None:
     """Make sure that no other process works in this folder; the lock is held until this one ends."""
-    descriptor = os.open(folder / "work.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(folder / storage.LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
@@ -176,14 +176,14 @@ def _keep(job: Job, planned: Mapping[str, Any], outcome: Mapping[str, Any]) -> N
     """Put the model into the cache, if what it was made from is now as it was when the job began."""
     import configs
     from agents.gguf_factory.cache import Cache
-    from agents.gguf_factory.fingerprint import fingerprint, key
+    from agents.gguf_factory.fingerprint import code_version, fingerprint, key
     from agents.gguf_factory.hashes import Hashes
 
     try:
         lab = configs.load()
         facts = fingerprint(job.run.request, job.run.route, lab.tiers, Hashes(job.home), job.parameters)
         name = key(facts)
-        if name == planned.get("fingerprint"):
+        if name == planned.get("fingerprint") and facts["code"] == code_version():
             Cache(job.home, lab.storage).keep(name, job.run, outcome, facts)
         else:
             log.warning("not kept for the same request: base, code or configuration changed while the job ran")
@@ -209,7 +209,7 @@ def make_plan(text: str, home: Path) -> dict[str, Any]:
 
     try:
         request, lab = PlanRequest.model_validate_json(text), configs.load()
-        made = plan(request, home, lab.tiers)
+        made = plan(request, home, lab.tiers, lab.storage)
         # The agent has looked already, but not where data sets are far away, and not since another job has ended.
         found = Cache(home, lab.storage).find(request, lab.tiers, made.parameters)
         made = found.plan or made.model_copy(

@@ -281,6 +281,20 @@ def no_space(ground: Ground) -> str:
     return planned(ground)
 
 
+def stray_model(ground: Ground) -> str:
+    path = ground.folder / "other.gguf"
+    path.write_bytes(b"GGUF")
+    return error_of(lambda: models.named(str(path), ground.folder / "home"))
+
+
+def full_room(ground: Ground) -> str:
+    (ground.folder / "storage.yaml").write_text(
+        "artefacts_bytes: 1000\nmodels_bytes: null\njobs_bytes: null\ncache_models: 10\ncache_bytes: null\n"
+    )
+    ground.patch.setenv("MEETARA_CONFIGS", str(ground.folder))
+    return planned(ground)
+
+
 def no_memory(ground: Ground) -> str:
     ground.patch.setattr(machine, "memory_bytes", lambda: 1_000_000)
     return planned(ground)
@@ -403,6 +417,7 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The base is in no cache": lambda ground: planned(ground, base="Qwen/Qwen3-0.6B-none"),
     "The base has no chat template": no_template,
     "The disk is too small": no_space,
+    "A part of the home is full": full_room,
     "The memory is too small": no_memory,
     "The budget does not hold the job": too_dear,
     "A gate was missed": gate_missed,
@@ -411,6 +426,7 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The home is of a newer version": newer_store,
     "A file is of a newer version": lambda ground: error_of(lambda: check_format({"format": FORMAT + 1}, ground.folder / "manifest.json")),
     "The GGUF is not whole": half_file,
+    "Nothing is known of a model file": stray_model,
     "There is no model to talk with": lambda ground: error_of(lambda: models.find("sleep", ground.folder)),
     "The GGUF file is not there": lambda ground: error_of(lambda: models.find("sleep.gguf", ground.folder)),
 }  # fmt: skip

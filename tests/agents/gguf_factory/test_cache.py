@@ -148,7 +148,7 @@ def test_other_code_packages_or_gates_make_another_one(shelf: Shelf, tmp_path: P
     rule = tier.gates["quality_percent"].model_copy(update={"threshold": 120.0})
     strict = {**TIERS, "starter": tier.model_copy(update={"gates": {**tier.gates, "quality_percent": rule}})}
     keys = {shelf.key, shelf.cache.find(shelf.request(), strict).key}
-    for name, changed in (("code_version", lambda: "other"), ("_installed", lambda package: "9.9")):
+    for name, changed in (("LOADED", "other"), ("_installed", lambda package: "9.9")):
         monkeypatch.setattr(fingerprint, name, changed)
         keys.add(shelf.cache.find(shelf.request(), TIERS).key)
     assert len(keys) == 4 and None not in keys
