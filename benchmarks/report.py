@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.picture import draw
 from benchmarks.result import PROJECT, RESULTS, Result, Series
 
-NAMES = ("calls", "transitions", "first_step", "cluster")
+NAMES = ("calls", "transitions", "first_step", "same_again", "cluster")
 PAGE = PROJECT / "docs" / "results" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
