@@ -80,18 +80,21 @@ async def one(up: Up, request: TrainRequest, number: int) -> float:
     """Send the request under a new id and return the seconds until its state is `done`."""
     job = f"again-{number}"
     loop = asyncio.get_running_loop()
-    async with Client(BrokerAddress(up.host, up.port), name="bench") as client:
-        async with client.subscription("job_state", job=job) as states, asyncio.timeout(SECONDS):
-            began = loop.time()
-            asked = asyncio.create_task(client.call("train.submit", request, id=job, timeout=SECONDS))
-            async for _, payload in states:
-                snapshot = JobSnapshot.model_validate_json(payload)
-                if snapshot.state is State.DONE:
-                    assert snapshot.cached_from == "first", snapshot
-                    break
-                assert snapshot.state is State.ROUTED, snapshot
-            seconds = loop.time() - began
-            await asked
+    async with (
+        Client(BrokerAddress(up.host, up.port), name="bench") as client,
+        client.subscription("job_state", job=job) as states,
+        asyncio.timeout(SECONDS),
+    ):
+        began = loop.time()
+        asked = asyncio.create_task(client.call("train.submit", request, id=job, timeout=SECONDS))
+        async for _, payload in states:
+            snapshot = JobSnapshot.model_validate_json(payload)
+            if snapshot.state is State.DONE:
+                assert snapshot.cached_from == "first", snapshot
+                break
+            assert snapshot.state is State.ROUTED, snapshot
+        seconds = loop.time() - began
+        await asked
     return seconds
 
 

@@ -87,7 +87,8 @@ def check(plan: Plan, home: Path, limits: Storage, job: str) -> None:
         _fit(store, store.used(), plan.file_bytes or 0, "Remove some with `meetara gc --models`")
     if bases.limit is not None:
         kept = bases.used() - sum(path.stat().st_size for path in f16_files(home))
-        _fit(bases, kept, BASE_BYTES_PER_WEIGHT * plan.base_parameters, "Remove shared bases with `meetara gc --models`")
+        needed = BASE_BYTES_PER_WEIGHT * plan.base_parameters + (plan.base_file_bytes or 0)
+        _fit(bases, kept, needed, "Remove shared bases with `meetara gc --models`")
     if jobs.limit is not None:
         over = jobs.used() - used(jobs.folder / job) + plan.disk_bytes - jobs.limit
         for folder in published(home):
