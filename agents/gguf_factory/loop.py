@@ -209,7 +209,6 @@ class Loop:
         history.micro_batch = math.ceil(history.micro_batch / 2)
         history.notes.append(f"out of memory at step {history.step}: micro-batch is now {history.micro_batch} rows")
         self.optimiser.zero_grad()
-        self.network.dropout.forget()
         self.taken, self.partial = 0, 0.0
         self.set_rng(self.step_rng)
 

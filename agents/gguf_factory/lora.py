@@ -1,12 +1,11 @@
 """A causal language model with LoRA on every linear layer of attention and MLP, and its loss over packed rows.
 
-The adapter is peft's, so its file is what everyone reads. On the CPU its forward is replaced by one with fewer passes
-over memory: the low-rank term is added in place, and projections that read the same input share one dropout mask.
+The adapter is peft's, so its file is what everyone reads. On the CPU the Llama family is computed by `flat`; every
+other model, and everything on a GPU, by transformers and peft themselves.
 """
 
 from __future__ import annotations
 
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from agents.gguf_factory.flat import ADAPTER, Decoder
 from agents.gguf_factory.rows import Batch
 from agents.gguf_factory.targets import ALL, Module, select
 from protocol import Code, LabError
 
 CHUNK = 1024  # rows of logits alive at once: with 8,192 tokens 33 MB, with 152,000 tokens 620 MB
-ADAPTER = "default"  # peft's name of the only adapter
 
 
 def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -146,41 +144,6 @@ class Supervised(torch.autograd.Function):
         return gradient * upstream.to(gradient.dtype), None, None, None
 
 
-class SharedDropout:
-    """Dropout that drops the same elements for all modules that read the same tensor (q, k, v; gate, up)."""
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-        self.seen: Tensor | None = None
-        self.dropped: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.probability == 0.0:
-            return x
-        if self.seen is not x or self.dropped is None:
-            self.seen, self.dropped = x, F.dropout(x, self.probability)
-        return self.dropped
-
-    def forget(self) -> None:
-        self.seen = self.dropped = None
-
-
-def lean(layer: LoraLinear, dropout: SharedDropout) -> None:
-    """Replace a peft layer's forward by W·x + s·B·A·dropout(x) with the second term added in place."""
-    base: Any = layer.get_base_layer()  # modules are Any here: torch types their attributes as Tensor or Module
-    down: Any = layer.lora_A[ADAPTER]
-    up: Any = layer.lora_B[ADAPTER]
-    scale = layer.scaling[ADAPTER]
-
-    def forward(self: LoraLinear, x: Tensor) -> Tensor:
-        out = F.linear(x.reshape(-1, x.shape[-1]), base.weight, base.bias)
-        low = F.linear(dropout(x) if self.training else x, down.weight)
-        out.addmm_(low.reshape(-1, low.shape[-1]), up.weight.t(), alpha=scale)
-        return out.view(*x.shape[:-1], -1)
-
-    layer.forward = types.MethodType(forward, layer)  # type: ignore[method-assign]
-
-
 class Network:
     """A base with a fresh LoRA. `parameters` maps peft's names to the tensors that learn, in a fixed order."""
 
@@ -199,11 +162,9 @@ class Network:
         found = Head.of(self.causal.config)
         self.logits = PLAIN if found == PLAIN else found
         self.parameters = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
-        self.dropout = SharedDropout(dropout)
-        if all(p.dtype == self.head.weight.dtype == torch.float32 for p in self.parameters.values()):
-            for module in self.peft.modules():
-                if isinstance(module, LoraLinear):
-                    lean(module, self.dropout)
+        self.flat: Decoder | None = None
+        if self.logits is PLAIN and Decoder.fits(self.causal):
+            self.flat = Decoder(self.causal, list(self.parameters.values()), dropout)
 
     @property
     def device(self) -> torch.device:
@@ -218,11 +179,12 @@ class Network:
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-        self.dropout.forget()
         return states[:, :-1][batch.supervised]
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the sum of nats over the supervised tokens of a batch."""
+        if self.flat is not None:
+            return self.flat.loss(batch, self.peft.training)
         batch = batch.to(self.device)
         return Supervised.apply(self.hidden(batch), self.head.weight, batch.labels[:, 1:][batch.supervised], self.logits)
 

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 
 from agents.gguf_factory import recovery
 from agents.gguf_factory.job import Stopped
 from agents.gguf_factory.loop import History, Loop, Settings
-from agents.gguf_factory.lora import Network, targets
+from agents.gguf_factory.lora import Network
 from agents.gguf_factory.rows import Batch, Schedule
 from protocol import Code, LabError
-from tests.agents.gguf_factory.tiny import llama, network, packed, rows
+from tests.agents.gguf_factory.tiny import network, packed, rows
 
 STEPS = 7
 
@@ -75,43 +74,6 @@ def test_a_packed_sample_has_the_loss_that_it_has_alone() -> None:
         logits = net.causal(input_ids=ids).logits
         alone += float(F.cross_entropy(logits[0, 3:7], ids[0, 4:8], reduction="sum"))
     assert together == pytest.approx(alone, rel=1e-5)
-
-
-def test_gradients_are_those_of_plain_peft() -> None:
-    net = network(dropout=0.0)
-    base = llama()
-    plain = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=targets(base), task_type="CAUSAL_LM"))
-    generator = torch.Generator().manual_seed(3)
-    reference = {name: parameter for name, parameter in plain.named_parameters() if parameter.requires_grad}
-    assert len(reference) == 2 * 7 * 2
-    with torch.no_grad():
-        for name, parameter in net.parameters.items():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-            reference[name].copy_(parameter)
-    batch = rows().take([0, 1, 2])
-    net.loss(batch).backward()
-    labels = batch.labels.masked_fill(batch.position_ids == 0, -100)
-    logits = plain(input_ids=batch.input_ids, position_ids=batch.position_ids).logits
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()
-    for name, parameter in net.parameters.items():
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, reference[name].grad, rtol=1e-4, atol=1e-5)
-
-
-def test_dropout_drops_in_training_only_and_alike_for_all_readers_of_a_tensor() -> None:
-    net = network(dropout=0.5)
-    with torch.no_grad():
-        for parameter in net.parameters.values():
-            torch.nn.init.normal_(parameter, std=0.3)
-    batch = rows().take([0])
-    net.peft.train()
-    assert float(net.loss(batch)) != float(net.loss(batch))
-    net.peft.eval()
-    assert float(net.loss(batch)) == float(net.loss(batch))
-    x = torch.ones(1, 1000)
-    dropped = net.dropout(x)
-    assert net.dropout(x) is dropped and 400 < int((dropped == 0).sum()) < 600
-    assert float(dropped.max()) == pytest.approx(2.0)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
