@@ -3,7 +3,7 @@
 The tokens of a batch stand in one list (`spans`). Layers that read the same input are one matrix with their adapters
 merged into it, W + s·B·A, written anew for every batch, so that a token costs no second pass through small matrices.
 peft computes the same numbers, and the tests hold one against the other. Dropout drops inputs of A, the same for all
-tokens of a micro-batch: with merged weights it cannot differ between tokens (docs/decisions/0017-flat-training.md).
+tokens of a micro-batch: with merged weights it cannot differ between tokens (docs/decisions/0022-flat-training.md).
 """
 
 from __future__ import annotations

@@ -229,7 +229,6 @@ class Loop:
             self.take_up(good)
         else:
             self.begin(failed.micro_batch)
-        self.network.dropout.forget()
         history = self.history
         history.rates = [*failed.rates, (history.step, rate)]
         lower = f"went back to step {history.step}, the learning rate is now {self.settings.learning_rate * rate:g}"
