@@ -1,28 +1,35 @@
 """The doctor: does this machine's llama.cpp, with its converter, really turn a model into a file that says the same?
 
-A random two-layer Llama goes the whole way: convert, quantise, load, compare logits with torch.
+A random two-layer Llama goes the whole way: convert, quantise, load, compare logits with torch. Nearly all of its time is
+the import of torch and transformers, so the converter runs in a fork of the process that has imported them for itself.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from agents.gguf_factory import toolchain
+from agents.gguf_factory.launcher import WARM
 from configs.tiers import PROJECT
 from protocol import LabError
 
 STARTER = PROJECT / "models" / "starter"
 KL_LIMIT = 1e-5  # the gate f16_kl's
+ROOM = 4096  # bytes; llama.cpp's largest structure of parameters has 160
 IDS = (1, 260, 300, 1000, 42, 777, 4000, 8000, 12, 6)
 
 
@@ -37,10 +44,10 @@ class Check:
 
 
 def doctor(tokenizer: Path = STARTER) -> list[Check]:
-    """Check llama-cpp-python, its quantiser, the converter, and a small round trip; takes about ten seconds at most."""
+    """Check llama-cpp-python, its structures, its quantiser, the converter, and a small round trip; five seconds of a core."""
     return [
-        _guarded("llama_cpp", _library), _guarded("quantiser", _quantiser), _guarded("converter", _converter),
-        _guarded("round_trip", lambda: _round_trip(tokenizer)),
+        _guarded("llama_cpp", _library), _guarded("structures", _structures), _guarded("quantiser", _quantiser),
+        _guarded("converter", _converter), _guarded("round_trip", lambda: _round_trip(tokenizer)),
     ]  # fmt: skip
 
 
@@ -59,6 +66,47 @@ def _library() -> Check:
     version = toolchain.installed_version() or llama_cpp.__version__
     advice = f"The converter belongs to {toolchain.VERSION}: install llama-cpp-python=={toolchain.VERSION}."
     return Check("llama_cpp", version == toolchain.VERSION, version, "" if version == toolchain.VERSION else advice)
+
+
+def _structures() -> Check:
+    """Compare the size of each structure that is passed by value with what the library really writes of it.
+
+    A function that returns a structure is given its place as a hidden first argument (System V ABI for x86-64), so its
+    default parameters can be written over a pattern. Elsewhere the defaults alone tell (see `_quantiser`).
+    """
+    import llama_cpp
+    from llama_cpp import llama_cpp as binding
+
+    pairs = {
+        "llama_model_params": "llama_model_default_params", "llama_context_params": "llama_context_default_params",
+        "llama_model_quantize_params": "llama_model_quantize_default_params",
+    }  # fmt: skip
+    library = ctypes.CDLL(binding._lib._name)  # a handle of its own: the binding's functions keep their types
+    measurable = platform.machine() in ("x86_64", "AMD64") and sys.platform != "win32"
+    told: list[str] = []
+    wrong: list[str] = []
+    for name, function in pairs.items():
+        structure = getattr(llama_cpp, name)
+        size = ctypes.sizeof(structure)
+        if not measurable:
+            told.append(f"{name} {size} (not measured here)")
+            continue
+        written = _written(library[function])
+        padded = -(-written // ctypes.alignment(structure)) * ctypes.alignment(structure)
+        (told if padded == size else wrong).append(f"{name} {size}" + ("" if padded == size else f", really {padded}"))
+    advice = "The Python wrapper and the library differ: reinstall llama-cpp-python." if wrong else ""
+    return Check("structures", not wrong, ", ".join(wrong or told) + " bytes", advice)
+
+
+def _written(function: Any) -> int:
+    """Return how many bytes a function writes that returns a structure of at most `ROOM` bytes."""
+    function.restype, function.argtypes = None, [ctypes.c_void_p]
+    end = 0
+    for pattern in (0x55, 0xAA):  # a byte that happens to be one is not the other
+        room = (ctypes.c_ubyte * ROOM)(*[pattern] * ROOM)
+        function(room)
+        end = max([end, *(place + 1 for place, value in enumerate(room) if value != pattern)])
+    return end
 
 
 def _quantiser() -> Check:
@@ -88,21 +136,20 @@ def _converter() -> Check:
 
 
 def _round_trip(tokenizer: Path) -> Check:
-    from agents.gguf_factory import convert, llama, quantise
-
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="meetara-doctor-") as name, ThreadPoolExecutor(1) as pool:
+    program = toolchain.converter()
+    forks = WARM and "torch" not in sys.modules  # who has computed with torch already cannot be forked any more
+    from transformers.models.llama import LlamaForCausalLM
+
+    from agents.gguf_factory import child, convert, fidelity, llama, quantise
+
+    with tempfile.TemporaryDirectory(prefix="meetara-doctor-") as name:
         folder = Path(name)
         write_tiny(folder / "model", tokenizer)
-        program = toolchain.converter()
-        converted = pool.submit(convert.convert, folder / "model", folder / "f16.gguf", program=program)
-        from transformers.models.llama import LlamaForCausalLM  # torch loads while the converter runs
-
-        from agents.gguf_factory import fidelity
-
+        with child.forking() if forks else nullcontext():
+            convert.convert(folder / "model", folder / "f16.gguf", program=program)
+            quantise.quantise(folder / "f16.gguf", folder / "q4.gguf", "Q4_K_M", None)
         network = LlamaForCausalLM.from_pretrained(folder / "model").eval()
-        converted.result()
-        quantise.quantise(folder / "f16.gguf", folder / "q4.gguf", "Q4_K_M", None)
         with (
             llama.load(folder / "f16.gguf", n_ctx=256, exact=True) as exact,
             llama.load(folder / "q4.gguf", n_ctx=256) as product,

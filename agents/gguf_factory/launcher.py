@@ -122,13 +122,17 @@ class Launcher:
             except OSError as error:
                 await self._replace(control, f"takes no request: {error}")
                 continue
-            told = await read_pipe(status)
+            told, pipe = await open_pipe(status)
             try:
                 async with asyncio.timeout(FORK_S):
                     kind, number = await line(told)
             except TimeoutError:
+                pipe.close()
                 await self._replace(control, "does not answer", kill=True)
                 continue
+            except BaseException:
+                pipe.close()  # the process cannot tell its id then, and ends before it begins
+                raise
             if kind in ("pid", "ended"):
                 return Fork(number, told) if kind == "pid" else Fork(0, told, number)
             await self._replace(control, "is stale" if kind == "stale" else "is gone")
@@ -196,9 +200,9 @@ async def line(told: asyncio.StreamReader) -> tuple[str, int]:
     return kind, int(number or 0)
 
 
-async def read_pipe(descriptor: int, limit: int = 4096) -> asyncio.StreamReader:
-    """Return a reader of a pipe, which it closes at its end; `limit` is the most bytes of a line."""
+async def open_pipe(descriptor: int, limit: int = 4096) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    """Return a reader of a pipe, which is closed at its end or before by the transport; `limit` is the most bytes of a line."""
     reader = asyncio.StreamReader(limit=limit)
     pipe = os.fdopen(descriptor, "rb", buffering=0)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    return reader
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader, transport

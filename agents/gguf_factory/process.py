@@ -7,14 +7,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
 
-from agents.gguf_factory.launcher import Launcher, Started, read_pipe
+from agents.gguf_factory.launcher import Launcher, Started, open_pipe
 from agents.gguf_factory.program import Program
 from bus import trace
 from protocol.job import PlanRequest
@@ -51,6 +51,7 @@ class JobProcess:
         self.ended = ended
         self.launcher = launcher
         self._process: Started | None = None
+        self._starting = False
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -59,15 +60,20 @@ class JobProcess:
             await self.ended(-signal.SIGTERM)
             return
         reading, writing = os.pipe()
-        said = await read_pipe(reading, LINE_LIMIT)
+        said, _ = await open_pipe(reading, LINE_LIMIT)
         program = Program(WORK, (str(self.folder), "--agent", self.agent), forked=True)
+        self._starting = True
         try:
             with (self.folder / "log.txt").open("ab") as log:
-                self._process = await self.launcher.start(
-                    program, self._told(), stdout=writing, stderr=log.fileno(), session=True
+                self._process = await self._unless_stopped(
+                    self.launcher.start(program, self._told(), stdout=writing, stderr=log.fileno(), session=True)
                 )
         finally:
+            self._starting = False
             os.close(writing)
+        if self._process is None:
+            await self.ended(-signal.SIGTERM)
+            return
         process = self._process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)
@@ -79,6 +85,16 @@ class JobProcess:
             self._signal(signal.SIGKILL)
             raise
         await self.ended(status)
+
+    async def _unless_stopped(self, start: Coroutine[Any, Any, Started]) -> Started | None:
+        """Return what is started, or None where a stop comes first: a zygote may import for seconds before it forks."""
+        starting, stopping = asyncio.create_task(start), asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return await starting if starting.done() else None
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
 
     def _told(self) -> dict[str, str]:
         traceparent = trace.current()
@@ -100,8 +116,13 @@ class JobProcess:
             await process.wait()
 
     def working(self) -> bool:
-        """Tell whether the process exists and is not held by a SIGSTOP (a held one must lose its lease)."""
-        if self._process is None or self._process.returncode is not None:
+        """Tell whether the process exists and is not held by a SIGSTOP (a held one must lose its lease).
+
+        One that is being started counts: a zygote may import for longer than a lease lasts.
+        """
+        if self._process is None:
+            return self._starting
+        if self._process.returncode is not None:
             return False
         try:
             return psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED

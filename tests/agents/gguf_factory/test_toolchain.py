@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import ctypes
 import io
+import json
+import platform
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 
+import llama_cpp
 import pytest
 
 from agents.gguf_factory import doctor, toolchain
 from protocol import Code, LabError
+from tests.agents.gguf_factory.bases import ROOT
 
 
 def sdist(path: Path, files: dict[str, bytes]) -> Path:
@@ -81,9 +88,22 @@ def test_the_converters_gguf_package_does_not_enter_this_process() -> None:
 
 
 def test_the_doctor_finds_a_working_toolchain() -> None:
-    checks = {check.name: check for check in doctor.doctor()}
-    assert list(checks) == ["llama_cpp", "quantiser", "converter", "round_trip"]
-    assert all(check.ok for check in checks.values()), checks
+    command = [sys.executable, "-m", "agents.gguf_factory.toolchain", "doctor", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    checks = json.loads(done.stdout)
+    assert [check["name"] for check in checks] == ["llama_cpp", "structures", "quantiser", "converter", "round_trip"]
+    assert done.returncode == 0 and all(check["ok"] for check in checks), checks
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the size of a structure is measured on x86-64")
+def test_the_doctor_measures_the_structures_sizes_in_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted(ctypes.Structure):
+        _fields_: ClassVar = [("before", ctypes.c_int64), *llama_cpp.llama_model_quantize_params._fields_]
+
+    assert doctor._structures().ok
+    monkeypatch.setattr(llama_cpp, "llama_model_quantize_params", Shifted)
+    found = doctor._structures()
+    assert not found.ok and found.value == "llama_model_quantize_params 72, really 64 bytes" and "reinstall" in found.advice
 
 
 def test_the_doctor_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

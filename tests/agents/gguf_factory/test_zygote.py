@@ -170,6 +170,27 @@ async def test_a_zygote_without_work_ends_and_the_next_process_gets_another(
         assert await (await Run(launcher, script("")).start()).wait() == 0 and launcher.pid != first
 
 
+async def test_a_start_that_is_given_up_while_a_zygote_imports_never_runs(
+    tmp_path: Path, script: Callable[[str], Path]
+) -> None:
+    go = tmp_path / "go"
+    (tmp_path / "slow_to_import.py").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+    )
+    command = bare("slow_to_import")
+    async with launching(tmp_path, command[0], "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{command[2]}") as launcher:
+        given_up, waiting = Run(launcher, script(SLEEPER)), Run(launcher, script("print('on')"))
+        first = asyncio.create_task(given_up.start(session=True))
+        second = asyncio.create_task(waiting.start())
+        await until(lambda: launcher.pid is not None)
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        go.touch()
+        assert await (await second).wait() == 0 and waiting.text() == "on\n"
+        assert first.cancelled() and given_up.text() == ""
+
+
 async def test_where_no_zygote_starts_the_program_starts_afresh(tmp_path: Path, script: Callable[[str], Path]) -> None:
     async with launching(tmp_path, sys.executable, "-c", "raise SystemExit(1)") as launcher:
         run = Run(launcher, script("import sys; print(sys.argv[1:])"))
