@@ -2,6 +2,7 @@
 
     python -m benchmarks                     # all of them, under ten minutes on two quiet cores
     python -m benchmarks calls transitions   # some
+    python -m benchmarks small_jobs          # minutes more: only when it is named
     python -m benchmarks --report            # only the page and its pictures, from the JSON that is there
 """
 
@@ -12,7 +13,7 @@ import importlib
 import time
 from datetime import timedelta
 
-from benchmarks.report import NAMES, write_report
+from benchmarks.report import LONG, NAMES, write_report
 from benchmarks.result import Result, describe_machine, utc_now
 from bus.mosquitto import find_mosquitto
 
@@ -36,8 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the page")
     options = parser.parse_args()
-    if unknown := [name for name in options.names if name not in NAMES]:
-        parser.error(f"there is no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}")
+    if unknown := [name for name in options.names if name not in (*NAMES, *LONG)]:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are: {', '.join((*NAMES, *LONG))}")
     for name in [] if options.report else options.names or NAMES:
         result = measure(name, options.rounds, options.seed)
         path = result.save()

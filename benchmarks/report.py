@@ -8,6 +8,8 @@ from benchmarks.picture import draw
 from benchmarks.result import PROJECT, RESULTS, Result, Series
 
 NAMES = ("calls", "transitions", "first_step", "same_again", "cluster")
+LONG = ("small_jobs",)
+"""Measured only when they are named: minutes each."""
 PAGE = PROJECT / "docs" / "results" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
@@ -20,7 +22,7 @@ it the least and the greatest. A picture has a dot for each round and a line at 
 def write_report(page: Path = PAGE, results: Path = RESULTS) -> Path:
     """Write the page and a picture for each group of series; returns the page's path."""
     parts = [HEAD]
-    for name in NAMES:
+    for name in (*NAMES, *LONG):
         result = Result.load(name, results)
         if result is not None:
             parts.append(section(result, results))
