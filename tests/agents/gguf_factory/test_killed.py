@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents.gguf_factory import checkpoint
-from tests.agents.gguf_factory import killed
+from tests.agents.gguf_factory import forked
 
 FILES = ("adapter/adapter_model.safetensors", "history.json")
 
@@ -17,9 +17,7 @@ FILES = ("adapter/adapter_model.safetensors", "history.json")
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("straight")
-    process = killed.start(folder)
-    process.join()
-    assert process.exitcode == 0
+    assert forked.run(forked.train, folder, 0, 0) == 0
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
@@ -31,13 +29,11 @@ def test_killed_at_random_steps_and_file_operations_it_ends_with_the_same_bytes(
     kills, inside = 0, 0
     while True:
         in_save = where.random() < 0.5
-        process = killed.start(
-            tmp_path, looks=0 if in_save else where.randint(2, 6), touches=where.randint(3, 14) if in_save else 0
-        )
-        process.join()
-        if process.exitcode == 0:
+        looks, touches = (0, where.randint(3, 14)) if in_save else (where.randint(2, 6), 0)
+        status = forked.run(forked.train, tmp_path, looks, touches)
+        if status == 0:
             break
-        assert process.exitcode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
         kills += 1
         inside += (tmp_path / "checkpoints" / checkpoint.TEMPORARY).exists()
     assert kills >= 3 and inside >= 1
