@@ -33,6 +33,8 @@ class Settings(BaseSettings):
         port: the broker's port (MEETARA_PORT), where `broker` names none; 0: any free one, for a private broker.
         listen: HOST or HOST:PORT where a private broker takes people from elsewhere, over TLS and with a login
             (MEETARA_LISTEN); None: it listens on loopback only.
+        store: URI of the artefact store that all machines of the lab reach, for fsspec (MEETARA_STORE), e.g. s3://bucket/lab;
+            None: the home.
         configs: folder whose files replace the shipped ones of the same name (MEETARA_CONFIGS).
         local_usd_per_hour: price of this machine (MEETARA_LOCAL_USD_PER_HOUR); None: as in provider_configs.json.
         slots: jobs a local factory trains at once (MEETARA_SLOTS); None: as in provider_configs.json.
@@ -46,6 +48,7 @@ class Settings(BaseSettings):
     broker: str | None = None
     port: int = Field(default=1883, ge=0, le=65535)
     listen: str | None = None
+    store: str | None = None
     configs: Path | None = None
     local_usd_per_hour: float | None = Field(default=None, ge=0, lt=10_000)
     slots: int | None = Field(default=None, ge=1, le=1024)
@@ -56,7 +59,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
-    @field_validator("broker", "listen", "default_tier", mode="before")
+    @field_validator("broker", "listen", "default_tier", "store", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -98,8 +101,8 @@ class Settings(BaseSettings):
         folder = given.get("configs") or os.environ.get(f"{PREFIX}CONFIGS") or None
         source = Source.read(FILE, Path(folder).expanduser().absolute() if folder else None)
         for name in source.content:
-            if name not in ("lab", "port", "broker", "listen", "default_tier"):
-                raise source.wrong(name, "no such setting; known are lab, port, broker, listen and default_tier")
+            if name not in ("lab", "port", "broker", "listen", "default_tier", "store"):
+                raise source.wrong(name, "no such setting; known are lab, port, broker, listen, default_tier and store")
         environment = {name for name in cls.model_fields if f"{PREFIX}{name.upper()}" in {key.upper() for key in os.environ}}
         below = {name: value for name, value in source.content.items() if name not in environment}
         if folder:

@@ -115,6 +115,12 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Train even if the same model is finished or being made already.")
     ] = False,
+    store_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--store-checkpoints", help="Keep checkpoints in the artefact store too, so that another machine can go on."
+        ),
+    ] = False,
     licence: Annotated[
         str | None,
         typer.Option("--licence", help="The data's licence for the model card, e.g. cc-by-4.0.", show_default=False),
@@ -133,7 +139,8 @@ def train(
     fields = {
         "domain": domain, "text": text, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
         "profile": profile, "priority": priority, "quantisation": quantisation, "budget_usd": budget,
-        "parameters": screen.parameters(param or []), "use_cache": not fresh, "licence": licence, "id": id,
+        "parameters": screen.parameters(param or []), "use_cache": not fresh, "licence": licence,
+        "checkpoints": "store" if store_checkpoints else None, "id": id,
     }  # fmt: skip
     where = _where(home, host, port, lab)
     raise typer.Exit(run(screen.train(where, fields, detach=detach, as_json=as_json, console=console())))

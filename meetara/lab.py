@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -220,6 +220,7 @@ class Lab:
         parameters: dict[str, float | int | str | bool] | None = None,
         use_cache: bool = True,
         licence: str | None = None,
+        checkpoints: Literal["machine", "store"] | None = None,
         id: str | None = None,
         timeout: float = SUBMIT_SECONDS,
     ) -> Job:
@@ -238,7 +239,7 @@ class Lab:
             "tier": tier, "base": None if base is None else base_name(base), "profile": profile,
             "priority": priority,
             "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},
-            "use_cache": use_cache, "licence": licence,
+            "use_cache": use_cache, "licence": licence, "checkpoints": checkpoints,
         }  # fmt: skip
         request = checked(TrainRequest, fields)
         submitted: Submitted = await self.client.call(

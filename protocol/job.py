@@ -81,6 +81,9 @@ class TrainRequest(Strict):
     priority: int = Field(default=1, ge=1, le=3, description="1 normal, 2 high, 3 critical")
     quantisation: str | None = Field(default=None, description="GGUF type, default Q4_K_M")
     budget_usd: float | None = Field(default=None, ge=0, description="most this job may cost")
+    checkpoints: Literal["machine", "store"] | None = Field(
+        default=None, description="where they go; store: another machine can go on; default: store unless it is local"
+    )
     parameters: dict[str, float | int | str | bool] = Field(
         default_factory=dict, description="overrides of configs/proven_parameters.json, by name"
     )
@@ -199,6 +202,7 @@ class RunRequest(Strict):
     fence: int
     attempt: int
     price_micros_per_hour: int = Field(description="for the cost in the progress display")
+    provider: str = Field(default="local", description="whose machine it is")
 
 
 class StopRequest(Strict):

@@ -246,6 +246,7 @@ def leased(decision: Decision, grant: LeaseGrant) -> None:
         RunRequest(
             job=record.job, request=record.request, route=record.route, plan=record.plan, lease=grant.lease,
             fence=grant.fence, attempt=record.attempt, price_micros_per_hour=grant.price_micros_per_hour,
+            provider=grant.provider,
         ),
         f":{grant.fence}",
         to=grant.machine,

@@ -125,7 +125,7 @@ def names(folder: Path) -> list[Name]:
 def outdated(kept: list[Name], keep: int = KEEP) -> list[Name]:
     """Return which of the checkpoints, oldest first, are neither of the newest `keep` nor the newest pinned one."""
     pinned = next((name for name in reversed(kept) if name.pinned), None)
-    return [name for name in kept[: max(0, len(kept) - keep)] if name is not pinned]
+    return [name for name in kept[: max(0, len(kept) - keep)] if name != pinned]
 
 
 def canonical(content: dict[str, Any]) -> bytes:

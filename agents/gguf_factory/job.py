@@ -11,6 +11,7 @@ from typing import Any
 from protocol.job import Artefact, Gate, RunRequest, Stage
 
 MANIFEST = "manifest.json"
+LOCAL = "local"  # the provider whose machine is still there when a job goes on
 
 
 class Stopped(Exception):
@@ -64,6 +65,11 @@ class Job:
         from agents.gguf_factory.base import resolve
 
         return resolve(self.run.route.base)
+
+    @property
+    def stored(self) -> bool:
+        """Whether checkpoints go into the artefact store: where the request says so, or the machine may be gone later."""
+        return (self.run.request.checkpoints or ("machine" if self.run.provider == LOCAL else "store")) == "store"
 
     def path(self, stage: Stage | str, *names: str) -> Path:
         """Return a path in a stage's folder, e.g. `job.path("data", "packed.safetensors")`. Creates nothing."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agents.gguf_factory import checkpoint, divergence, recovery
+from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.job import Stopped, never, silent
 from agents.gguf_factory.lora import Network
 from agents.gguf_factory.recovery import Action, Diverged
@@ -74,6 +75,7 @@ class Loop:
         identity: names everything that the run's result depends on; a checkpoint with another one is not used.
         report: takes step, steps, loss, tokens, tokens_per_s, eta_s, note; called at most twice a second.
         stop: looked at after each micro-batch; true makes `run` save and raise Stopped.
+        store: where checkpoints go for other machines, and come from; None: they stay here.
         later: steps that follow after this run at the same speed, for the ETA.
     """
 
@@ -92,10 +94,11 @@ class Loop:
         now: Callable[[], float] = time.monotonic,
         note: str = "",
         later: int = 0,
+        store: CheckpointStore | None = None,
     ) -> None:
         self.network, self.rows, self.held_out = network, rows, held_out
         self.schedule, self.settings, self.folder, self.identity = schedule, settings, folder, identity
-        self.report, self.stop, self.now, self.note, self.later = report, stop, now, note, later
+        self.report, self.stop, self.now, self.note, self.later, self.store = report, stop, now, note, later, store
         self.fresh = {name: parameter.detach().clone() for name, parameter in network.parameters.items()}
         self.optimiser = torch.optim.AdamW(
             list(network.parameters.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -146,6 +149,8 @@ class Loop:
                         raise
         if self.saved_place != (self.history.step, 0):
             self.save()
+        if self.store is not None:
+            self.store.finish(self.folder)
         return self.history
 
     @property
@@ -274,6 +279,8 @@ class Loop:
         if stopping or due or self.now() - self.saved_at >= self.settings.save_seconds:
             self.save()
         if stopping:
+            if self.store is not None:
+                self.store.finish(self.folder)
             raise Stopped
 
     def save(self) -> None:
@@ -286,21 +293,30 @@ class Loop:
                 tensors[f"gradient.{name}"] = parameter.grad
         meta = {
             "identity": self.identity, "history": vars(self.history), "taken": self.taken, "partial": self.partial,
+            "threads": torch.get_num_threads(),
         }  # fmt: skip
         sound = self.milestone and divergence.sound(self.history.losses)
         checkpoint.save(self.folder, tensors, meta, pinned=sound)
         self.saved_at, self.saved_place = self.now(), (self.history.step, self.taken)
+        if self.store is not None:
+            self.store.offer(self.folder)
 
     def resume(self) -> None:
         """Take up the newest sound checkpoint of this very run, if there is one."""
+        fetched = [] if self.store is None else self.store.pull(self.folder)
         found = checkpoint.load(self.folder)
         saved = found.checkpoint
         if saved is not None and saved.meta["identity"] == self.identity:
             self.take_up(saved)
             self.saved_place = (self.history.step, self.taken)
+            threads = saved.meta.get("threads", torch.get_num_threads())
+            if threads != torch.get_num_threads():  # sums are split among them
+                fetched.append(f"{torch.get_num_threads()} threads instead of {threads}: the last bits may differ")
+            if fetched:
+                fetched.append(f"training went on at step {self.history.step}")
         elif saved is not None:
             self.history.notes.append("the checkpoint found belongs to other data or parameters; training began anew")
-        self.history.notes += found.damaged
+        self.history.notes += [*fetched, *found.damaged]
 
     def take_up(self, saved: checkpoint.Checkpoint) -> None:
         self.history = History(**saved.meta["history"])

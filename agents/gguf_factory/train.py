@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from agents.gguf_factory.checkpoint import canonical, sha256
+from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.loop import History, Loop, Settings
 from agents.gguf_factory.lora import Network, load_base
@@ -140,12 +141,14 @@ def run(job: Job) -> StageResult:
         options.save_steps, options.seed,
     )  # fmt: skip
 
+    stores = {name: CheckpointStore.of(job, name) for name in ("checkpoints", "control")}
+
     def loop(
         name: str, rows: Rows, schedule: Schedule, source: Path, later: int, note: str, settings: Settings = settings
     ) -> Loop:
         return Loop(
             network, rows, held_out, schedule, settings, folder / name, identity=identity(job, options, source),
-            report=job.progress, stop=job.stop, later=later, note=note,
+            report=job.progress, stop=job.stop, later=later, note=note, store=stores[name],
         )  # fmt: skip
 
     evaluate_at = {round(part * schedule.steps / EVALUATIONS) for part in range(EVALUATIONS + 1)} | {at}
@@ -169,7 +172,7 @@ def run(job: Job) -> StageResult:
     curve.write_text(json.dumps(curves(true, control)), encoding="utf-8")
     found = results(true, control, network)
     found["learning_rate"] = settings.learning_rate * true.rate(true.step)
-    found["notes"] += notes
+    found["notes"] += [*notes, *(note for store in stores.values() if store is not None for note in store.notes)]
     return StageResult(files=[*files, curve], results=found)
 
 

@@ -101,8 +101,8 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
         lines.write(line)
 
     log.info("job begins", attempt=run.attempt)
+    job = Job(run, folder, home=folder.parent.parent, progress=lines.progress, stop=stopping)
     try:
-        job = Job(run, folder, home=folder.parent.parent, progress=lines.progress, stop=stopping)
         from agents.gguf_factory import pipeline
 
         manifests = pipeline.run(job, report)
@@ -122,9 +122,26 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
         else:
             log.exception("job failed", stage=lines.stage, action=action)
         free = shutil.disk_usage(folder).free
-        return _failed(lines, recovery.explain(error, stage=lines.stage, log=str(folder / "log.txt"), free_bytes=free))
+        told = recovery.explain(error, stage=lines.stage, log=str(folder / "log.txt"), free_bytes=free)
+        _failed(lines, told)
+        if told.retry is Retry.NEVER:
+            _clear(job)
+        return FAILED
+    _clear(job)
     log.info("job done")
     return DONE
+
+
+def _clear(job: Job) -> None:
+    """Remove what a job that is over has in the artefact store for other machines."""
+    if not job.stored:
+        return
+    try:
+        from agents.gguf_factory import checkpoint_store
+
+        checkpoint_store.clear(job)
+    except Exception:
+        log.exception("stored checkpoints are left; the next job that ends removes them when they are two weeks old")
 
 
 def _failed(lines: Lines, error: LabError) -> int:

@@ -15,10 +15,12 @@ from typing import Any
 import psutil
 import torch
 
+from agents.gguf_factory import checkpoint_store
+from agents.gguf_factory import train as train_stage
 from agents.gguf_factory.loop import Loop, Settings
 from agents.gguf_factory.rows import Rows, Schedule
 from protocol import LabError
-from tests.agents.gguf_factory.tiny import network, rows
+from tests.agents.gguf_factory.tiny import make_job, network, rows
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])
@@ -88,6 +90,26 @@ def train_within(folder: Path, limit: int, spare: int, data: Rows) -> None:
     except LabError as error:
         found = {"error": error.body().model_dump(mode="json")}
     (folder / "result.json").write_text(json.dumps(found))
+
+
+def train_job(folder: Path, store: str, looks: int) -> None:
+    """Train tiny.make_job in `folder`, its checkpoints in a store, and die at so many micro-batches (0: never)."""
+    torch.set_num_threads(1)
+    os.environ |= {"MEETARA_STORE": store, "MEETARA_THREADS": "1"}
+    checkpoint_store.SPACING_S = 0.0
+    job = make_job(folder, checkpoints="store", save_steps=2)
+    seen = 0
+
+    def look() -> bool:
+        nonlocal seen
+        seen += 1
+        if seen == looks:
+            die()
+        return False
+
+    job.stop = look
+    results = train_stage.run(job).results
+    (folder / "result.json").write_text(json.dumps(results))
 
 
 def run(target: Callable[..., None], *arguments: Any) -> int:

@@ -62,7 +62,7 @@ def rows(count: int = 12, seed: int = 0) -> Rows:
     return Rows(**packed(count, seed))
 
 
-def make_job(folder: Path, **parameters: Any) -> Job:
+def make_job(folder: Path, checkpoints: str | None = None, **parameters: Any) -> Job:
     """Write a base and the data stage's files, and return a job on them."""
     base, data = folder / "base", folder / "job" / "data"
     if not base.exists():
@@ -72,6 +72,7 @@ def make_job(folder: Path, **parameters: Any) -> Job:
         for name, seed, count in (("packed", 0, 12), ("control", 1, 11), ("held_out", 2, 5)):
             save_file(packed(count, seed), data / f"{name}.safetensors")
     run: Any = SimpleNamespace(
-        plan=SimpleNamespace(parameters={**PARAMETERS, **parameters}), route=SimpleNamespace(base=str(base))
-    )
+        job="j1", provider="local", attempt=1, request=SimpleNamespace(checkpoints=checkpoints),
+        plan=SimpleNamespace(parameters={**PARAMETERS, **parameters}), route=SimpleNamespace(base=str(base)),
+    )  # fmt: skip
     return Job(run=run, folder=folder / "job", home=folder)

@@ -1,0 +1,169 @@
+"""Checkpoints that outlive their machine: real stores, a killed process, and a second home that goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import pytest
+import torch
+
+from agents.gguf_factory import checkpoint, checkpoint_store
+from agents.gguf_factory.checkpoint_store import KEPT, CheckpointStore
+from agents.gguf_factory.job import Job
+from protocol import Code, LabError, Retry
+from tests.agents.gguf_factory import forked
+from tests.agents.gguf_factory.tiny import make_job
+
+ADAPTER = "job/train/adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(params=["file", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A place of its own in two of fsspec's stores: one with folders, and one with keys only, as s3 and gs have them."""
+    root = (tmp_path / "store").as_uri() if request.param == "file" else f"memory://{uuid4().hex}"
+    yield f"{root}/j1/checkpoints"
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+
+
+def save(folder: Path, step: int, pinned: bool = False) -> Path:
+    return checkpoint.save(folder, {"a": torch.full((3,), step)}, {"step": step}, pinned=pinned)
+
+
+def stored(uri: str) -> list[int]:
+    files, root = checkpoint_store.filesystem(uri)
+    return sorted(name.number for name in checkpoint_store.listed(files, root))
+
+
+def newest(folder: Path, pinned: bool = False) -> int:
+    found = checkpoint.load(folder, pinned=pinned).checkpoint
+    assert found is not None
+    return int(found.meta["step"])
+
+
+def damage(uri: str, number: int) -> None:
+    files, root = checkpoint_store.filesystem(uri)
+    name = next(name for name in checkpoint_store.listed(files, root) if name.number == number)
+    files.pipe_file(f"{root}/{name}", files.cat_file(f"{root}/{name}")[:-4])
+
+
+def test_another_folder_gets_the_newest_and_the_newest_pinned(uri: str, tmp_path: Path) -> None:
+    store = CheckpointStore(uri)
+    for step in range(1, 7):
+        save(tmp_path / "a", step, pinned=step == 2)
+        store.finish(tmp_path / "a")
+    assert store.notes == [] and stored(uri) == [2, 5, 6]
+    notes = CheckpointStore(uri).pull(tmp_path / "b")
+    assert notes == ["checkpoint-000002 came from the artefact store", "checkpoint-000006 came from the artefact store"]
+    assert (newest(tmp_path / "b"), newest(tmp_path / "b", pinned=True)) == (6, 2)
+    assert CheckpointStore(uri).pull(tmp_path / "b") == [], "what is there already is not fetched again"
+
+
+def test_a_damaged_one_is_passed_over_and_told_of(uri: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path / "a", step)
+        CheckpointStore(uri).finish(tmp_path / "a")
+    damage(uri, 2)
+    notes = CheckpointStore(uri).pull(tmp_path / "b")
+    assert notes == ["checkpoint-000002 is damaged in the artefact store", "checkpoint-000001 came from the artefact store"]
+    assert newest(tmp_path / "b") == 1 and len(list((tmp_path / "b").iterdir())) == 1
+    CheckpointStore(uri).finish(tmp_path / "a")
+    assert CheckpointStore(uri).pull(tmp_path / "b") == ["checkpoint-000002 came from the artefact store"], "it was mended"
+
+
+def test_a_folder_that_is_further_on_keeps_its_own(uri: str, tmp_path: Path) -> None:
+    save(tmp_path / "a", 1)
+    CheckpointStore(uri).finish(tmp_path / "a")
+    for step in (1, 2):
+        save(tmp_path / "b", 10 * step)
+    assert CheckpointStore(uri).pull(tmp_path / "b") == [] and newest(tmp_path / "b") == 20
+
+
+def test_uploads_are_spaced_and_never_take_more_than_a_tenth_of_the_time(uri: str, tmp_path: Path) -> None:
+    at = {"clock": 0.0, "took": 0.0}
+    store = CheckpointStore(uri, spacing_s=60, now=lambda: at["clock"])
+    push = store._push
+    store._push = lambda folder: push(folder) + at["took"]  # type: ignore[method-assign]
+    seen = []
+    for step, (clock, took) in enumerate([(0.0, 0.0), (59.0, 0.0), (61.0, 30.0), (300.0, 0.0), (500.0, 0.0)]):
+        at |= {"clock": clock, "took": took}
+        save(tmp_path, step)
+        store.offer(tmp_path)
+        if store._upload is not None:
+            store._settle()
+        seen.append(max(stored(uri)))
+    assert seen == [1, 1, 3, 3, 5]
+
+
+def test_a_store_that_does_not_take_them_is_noted_once_and_does_not_stop_the_training(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file, not a folder")
+    store = CheckpointStore((tmp_path / "store" / "j1").as_uri())
+    for step in (1, 2):
+        save(tmp_path / "a", step)
+        store.finish(tmp_path / "a")
+    assert len(store.notes) == 1 and "could not be put into the artefact store" in store.notes[0]
+
+
+def test_a_store_that_cannot_be_read_is_an_error_that_passes(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="nosuch") as caught:
+        CheckpointStore("nosuch://x/j1").pull(tmp_path)
+    assert caught.value.code is Code.UNREACHABLE and caught.value.retry is Retry.LATER
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setenv("MEETARA_STORE", (tmp_path / "store").as_uri())
+    return make_job(tmp_path / "home")
+
+
+@pytest.mark.parametrize(("asked", "provider", "where"), [
+    (None, "local", False), ("store", "local", True), (None, "runpod", True), ("machine", "runpod", False),
+])  # fmt: skip
+def test_they_go_where_the_request_says_or_away_from_a_machine_that_may_be_gone(
+    job: Job, asked: str | None, provider: str, where: bool
+) -> None:
+    job.run.provider, job.run.request.checkpoints = provider, asked
+    assert (CheckpointStore.of(job, "checkpoints") is not None) is job.stored is where
+
+
+def test_without_a_store_of_the_lab_they_go_into_the_home(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.run.request.checkpoints = "store"
+    monkeypatch.delenv("MEETARA_STORE")
+    assert checkpoint_store.root_of(job) == f"{job.home.as_uri()}/checkpoints/j1"
+
+
+def test_those_of_a_job_that_is_over_are_removed_and_forgotten_ones_when_they_are_old(job: Job, tmp_path: Path) -> None:
+    job.run.request.checkpoints = "store"
+    for run in ("checkpoints", "control"):
+        save(tmp_path / "a", 1)
+        store = CheckpointStore.of(job, run)
+        assert store is not None
+        store.finish(tmp_path / "a")
+    other = tmp_path / "store" / "checkpoints" / "j2" / "checkpoints"
+    shutil.copytree(tmp_path / "store" / "checkpoints" / "j1" / "checkpoints", other)
+    checkpoint_store.clear(job)
+    assert [path.name for path in (tmp_path / "store" / "checkpoints").iterdir()] == ["j2"]
+    checkpoint_store.clear(job, datetime.now(UTC) + KEPT)
+    assert list((tmp_path / "store" / "checkpoints").iterdir()) == []
+    checkpoint_store.clear(job)
+
+
+def test_an_empty_home_goes_on_where_a_killed_machine_was_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    store = (tmp_path / "store").as_uri()
+    straight, first, second = tmp_path / "straight", tmp_path / "first", tmp_path / "second"
+    assert forked.run(forked.train_job, straight, (tmp_path / "unused").as_uri(), 0) == 0
+    assert forked.run(forked.train_job, first, store, 7) == -signal.SIGKILL
+    shutil.rmtree(first)
+    assert forked.run(forked.train_job, second, store, 0) == 0
+    assert (second / ADAPTER).read_bytes() == (straight / ADAPTER).read_bytes()
+    result, wanted = (json.loads((folder / "result.json").read_text()) for folder in (second, straight))
+    assert "came from the artefact store" in result["notes"][0] and result["notes"][-1].startswith("training went on at step ")
+    assert int(result["notes"][-1].split()[-1]) >= 2
+    assert wanted["notes"] == [] and result["held_out"] == wanted["held_out"] and result["lesson"] == wanted["lesson"]
