@@ -276,7 +276,8 @@ class ConductorAgent(BaseAgent):
         if record.final:
             for row in tx.connection.execute("SELECT call FROM cancels WHERE job = ?", (job,)).fetchall():
                 tx.reply(row["call"], record.snapshot())
-            self.log.info("job ended", job=job, state=record.state.value)
+            tell = self.log.error if record.state is State.FAILED else self.log.info
+            tell("job ended", job=job, state=record.state.value, attempts=record.attempt)
             self.share(record, tx)
 
     def share(self, maker: JobRecord, tx: Transaction) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from hashlib import sha256
 
 from pydantic import BaseModel
 
@@ -20,7 +21,7 @@ from protocol.money import ReleaseRequest, Reservation, ReserveRequest, SettleRe
 ATTEMPTS = 3
 """Attempts of a job before it fails for good (architecture §6)."""
 BACKOFF = timedelta(seconds=2)
-"""Pause before the second attempt; doubles with each."""
+"""Least pause before the second attempt; doubles with each. `pause` adds up to as much again."""
 STOP_LIMIT = timedelta(seconds=4)
 """How long a factory may take to confirm a stop; a cancel must be over within 5 s, so then the lease is taken away."""
 
@@ -314,10 +315,20 @@ def interrupt(
         decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
     failures = decision.record.failures
     if failures >= ATTEMPTS:
-        finish(decision, "failed", reason=f"{reason} (attempt {failures} of {ATTEMPTS})")
+        logs = f"`meetara logs --job {record.job}` tells of all"
+        finish(decision, "failed", reason=f"{reason} (attempt {failures} of {ATTEMPTS}; {logs})")
         return
-    pause = BACKOFF * 2 ** (failures - 1) if counts else timedelta(0)
-    decision.timers["resume"] = decision.now + pause
+    decision.timers["resume"] = decision.now + (pause(record.job, failures) if counts else timedelta(0))
+
+
+def pause(job: str, failures: int) -> timedelta:
+    """Return how long a job waits after its n-th failure: half of it exponential, half spread over the jobs.
+
+    Jobs that one fault has stopped together must not come back together ("equal jitter", Brooker, Exponential Backoff And
+    Jitter, AWS 2015). The spread follows from the job's id, so that the same happening has the same consequence.
+    """
+    spread = int.from_bytes(sha256(f"{job}:{failures}".encode()).digest()[:4]) / 2**32
+    return BACKOFF * 2 ** (failures - 1) * (1 + spread)
 
 
 def cancel(decision: Decision) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.conductor.decide import ATTEMPTS, BACKOFF, CancelAsked, Refused, Resume, Routed, Stopped, late
+from agents.conductor.decide import ATTEMPTS, BACKOFF, CancelAsked, Refused, Resume, Routed, Stopped, late, pause
 from protocol.errors import Code, LabError
 from protocol.job import Stage, State, Submitted
 from protocol.machine import LeaseRelease
@@ -138,10 +139,18 @@ def test_three_attempts_with_a_pause_that_doubles():
         pauses.append(job.timers["resume"] - job.now)
         again(job, fence + 1)
     job.report(report(3, "failed", retry="later", reason="crash"))
-    assert pauses == [BACKOFF, 2 * BACKOFF] == [timedelta(seconds=2), timedelta(seconds=4)]
-    assert (job.record.state, job.record.reason) == (State.FAILED, f"crash (attempt 3 of {ATTEMPTS})")
+    assert pauses == [pause("j1", 1), pause("j1", 2)]
+    assert job.record.state is State.FAILED
+    assert job.record.reason == f"crash (attempt 3 of {ATTEMPTS}; `meetara logs --job j1` tells of all)"
     assert [call.params.lease for call in job.made("lease.release")] == ["l1", "l2", "l3"]
     assert len(job.made("budget.settle")) == 1 and job.timers == {}
+
+
+def test_jobs_that_fail_together_come_back_one_by_one():
+    for failures, least in ((1, BACKOFF), (2, 2 * BACKOFF)):
+        pauses = sorted(pause(f"job-{number}", failures) for number in range(200))
+        assert least <= pauses[0] < 1.05 * least and 1.95 * least < pauses[-1] < 2 * least
+        assert max(later - earlier for earlier, later in pairwise(pauses)) < 0.1 * least
 
 
 def test_a_voluntary_interruption_does_not_count_and_needs_no_pause():
