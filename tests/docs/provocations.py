@@ -17,13 +17,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.ledger import SCHEMA as LEDGER
 from agents.cost_monitor.ledger import Ledger
-from agents.gguf_factory import dataset, machine, place, plan
+from agents.gguf_factory import dataset, machine, place, plan, recovery
+from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.gates import Measured, judge, verdict
 from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.loop import Loop
+from agents.gguf_factory.loop import Settings as TrainingSettings
+from agents.gguf_factory.rows import Schedule
 from agents.gguf_factory.work import make_plan
 from agents.gpu_orchestrator import offers
 from agents.router import core
@@ -51,6 +57,8 @@ from meetara.supervise import Supervisor
 from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest
 from protocol.format import FORMAT, check_format
 from protocol.job import Empty, PlanRequest, Route
+from tests.agents.gguf_factory.tiny import network
+from tests.agents.gguf_factory.tiny import rows as rows_of_tokens
 from tests.conftest import PlainBroker
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -351,6 +359,24 @@ def no_parquet(ground: Ground) -> str:
     return error_of(lambda: dataset.read(str(rows(ground, b"PAR1", "sleep.parquet"))))
 
 
+def training(ground: Ground) -> Loop:
+    data = rows_of_tokens(3)
+    schedule = Schedule([[0, 1, 2]], 1, 0, "constant")
+    return Loop(network(), data, data, schedule, TrainingSettings(0.01, 0.0, 1, 1, 1), ground.folder)
+
+
+def diverged(ground: Ground) -> str:
+    run = training(ground)
+    run.network.loss = lambda batch: torch.tensor(float("nan"), requires_grad=True)  # type: ignore[method-assign]
+    return error_of(lambda: run.run(set()))
+
+
+def too_long(ground: Ground) -> str:
+    run = training(ground)
+    run.network.loss = lambda batch: torch.empty(1 << 58)  # type: ignore[method-assign]
+    return error_of(lambda: run.run(set()))
+
+
 def wrong_variable(ground: Ground) -> str:
     ground.patch.setenv("MEETARA_PORT", "many")
     return error_of(lambda: Settings.read(home=ground.folder))
@@ -419,7 +445,15 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The disk is too small": no_space,
     "A part of the home is full": full_room,
     "The memory is too small": no_memory,
+    "A row does not fit into memory": too_long,
+    "The artefact store cannot be read": lambda ground: error_of(
+        lambda: CheckpointStore("nosuch://bucket/lab/checkpoints").pull(ground.folder)
+    ),
     "The budget does not hold the job": too_dear,
+    "The training diverged": diverged,
+    "A stage failed": lambda ground: str(
+        recovery.explain(KeyError("lm_head"), stage="merge", log=str(ground.folder / "log.txt"), free_bytes=10**9)
+    ),
     "A gate was missed": gate_missed,
     "The store is in use": store_in_use,
     "The store is damaged": damaged,
