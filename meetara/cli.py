@@ -459,5 +459,51 @@ def list_users(home: Home = None, as_json: Json = False) -> None:
     raise typer.Exit(screen({"home": home}, as_json=as_json))
 
 
+data = typer.Typer(no_args_is_help=True, help="Data sets, before anything is trained on them.")
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def check_data(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="Rows: a path, a URI, or a hub's owner/name.", show_default=False,
+            autocompletion=complete.data_sets,
+        ),
+    ],
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            "--eval-data", help="Rows to evaluate on; default: a split.", show_default=False, autocompletion=complete.data_sets
+        ),
+    ] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option("--tier", help="Whose base and parameters count.", show_default=False, autocompletion=complete.tiers),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False,
+            autocompletion=complete.parameters,
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 when there are warnings.")] = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Count, measure and look for what is suspicious; exit code 2 when it cannot be trained on."""
+    from meetara.screens import data as screen
+    from meetara.screens.train import parameters
+
+    options = {"eval_data": eval_data, "tier": tier, "base": base, "parameters": parameters(param or [])}
+    shown = screen.check({"home": home}, file, options, strict=strict, as_json=as_json, console=console())
+    raise typer.Exit(run(shown))
+
+
 if __name__ == "__main__":
     app()

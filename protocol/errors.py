@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -78,6 +79,10 @@ class LabError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
+
+    def __reduce__(self) -> tuple[Callable[[ErrorBody], LabError], tuple[ErrorBody]]:
+        """Travel between processes of a pool; exceptions with keywords do not by themselves."""
+        return LabError.from_body, (self.body(),)
 
     def body(self) -> ErrorBody:
         """Return the error as the wire carries it; the message includes the advice."""

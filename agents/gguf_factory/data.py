@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.gguf_factory import chat, dataset, packing
 from agents.gguf_factory.dataset import Dataset, Row
@@ -16,7 +16,11 @@ from agents.gguf_factory.split import Split, apart, normalise, split
 from protocol import Code, LabError
 from protocol.job import Stage, TrainRequest
 
+ENDLESS = 2**31  # tokens; longer than any conversation, so that its whole length is seen
 RUN_WORDS = 13  # the length at which contamination is counted since GPT-3's report (arXiv 2005.14165, appendix C)
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,13 @@ class Encoded:
     skipped: int
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        return [len(sample.ids) for sample in self.samples]
+
+    @property
     def tokens(self) -> int:
-        return sum(len(sample.ids) for sample in self.samples)
+        return sum(self.lengths)
 
     @property
     def truncated(self) -> int:
@@ -66,7 +75,7 @@ class Encoded:
         return sum(sample.continued for sample in self.samples)
 
 
-def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int, uri: str = "", field: str = "dataset") -> Encoded:
+def encode(tokenizer: chat.Tokenizer, rows: Sequence[Row], length: int, uri: str = "", field: str = "dataset") -> Encoded:
     """Encode rows as samples of at most `length` tokens.
 
     Args:
@@ -78,36 +87,110 @@ def encode(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int, uri: str
     Raises:
         LabError: BAD_DATA with file and lines, the chat template refuses rows; else as `chat.samples`.
     """
-    samples: list[chat.Sample] = []
+    found, refused = attempt(rows, lambda row: chat.samples(tokenizer, row.messages, length))
+    if refused:
+        raise refusal(refused, uri, field)
+    answers = sum(turn["role"] == "assistant" for row in rows for turn in row.messages)
+    samples = [sample for each in found for sample in each]
+    return Encoded(samples, answers - sum(sample.answers for sample in samples))
+
+
+def attempt(rows: Iterable[Row], work: Callable[[Row], Result]) -> tuple[list[Result], list[tuple[int, str]]]:
+    """Return what work makes of each row, and line and reason of those rows that the chat template refuses.
+
+    Raises:
+        LabError: any other that work raises.
+    """
+    found: list[Result] = []
     refused: list[tuple[int, str]] = []
-    skipped = 0
     for row in rows:
         try:
-            found = chat.samples(tokenizer, row.messages, length)
+            found.append(work(row))
         except LabError as error:
             if "refused" not in error.data:
                 raise
             refused.append((row.line, str(error.data["refused"])))
-            continue
-        samples += found
-        skipped += sum(turn["role"] == "assistant" for turn in row.messages) - sum(sample.answers for sample in found)
-    if refused:
-        listed = "; ".join(f"line {line} ({reason})" for line, reason in refused[: dataset.SHOWN])
-        more = f"; and {len(refused) - dataset.SHOWN} more" if len(refused) > dataset.SHOWN else ""
-        raise LabError(
-            Code.BAD_DATA, f"The base's chat template refuses {len(refused)} rows of the data set {uri}: {listed}{more}.",
-            advice=chat.REFUSED_ADVICE, field=field, file=uri, line=refused[0][0], bad_rows=len(refused),
+    return found, refused
+
+
+def refusal(refused: Sequence[tuple[int, str]], uri: str, field: str) -> LabError:
+    """Return the error that lists rows which the chat template refuses."""
+    listed = "; ".join(f"line {line} ({reason})" for line, reason in refused[: dataset.SHOWN])
+    more = f"; and {len(refused) - dataset.SHOWN} more" if len(refused) > dataset.SHOWN else ""
+    return LabError(
+        Code.BAD_DATA, f"The base's chat template refuses {len(refused)} rows of the data set {uri}: {listed}{more}.",
+        advice=chat.REFUSED_ADVICE, field=field, file=uri, line=refused[0][0], bad_rows=len(refused),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one row takes: `tokens` of the whole conversation, `lengths` of its samples, and counts as in `Encoded`."""
+
+    tokens: int
+    lengths: tuple[int, ...]
+    skipped: int
+    truncated: int
+    continued: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What rows take, without their samples: planning needs no more, and memory is bounded."""
+
+    lengths: list[int]
+    skipped: int
+    truncated: int
+    continued: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @classmethod
+    def of(cls, sizes: Iterable[Size]) -> Sizes:
+        found = list(sizes)
+        return cls(
+            [length for size in found for length in size.lengths], sum(size.skipped for size in found),
+            sum(size.truncated for size in found), sum(size.continued for size in found),
         )  # fmt: skip
-    return Encoded(samples, skipped)
 
 
-def fitting(encoded: Encoded, length: int, name: str) -> Encoded:
+def size(tokenizer: chat.Tokenizer, row: Row, length: int) -> Size:
+    """Return what a row takes in samples of at most `length` tokens.
+
+    Raises:
+        LabError: as `chat.samples`.
+    """
+    whole = chat.samples(tokenizer, row.messages, ENDLESS)
+    tokens = sum(len(sample.ids) for sample in whole)
+    fits = all(len(sample.ids) <= length for sample in whole)
+    encoded = Encoded(whole, 0) if fits else encode(tokenizer, [row], length)
+    return Size(tokens, tuple(encoded.lengths), encoded.skipped, encoded.truncated, encoded.continued)
+
+
+def sizes(tokenizer: chat.Tokenizer, rows: Iterable[Row], length: int, uri: str = "", field: str = "dataset") -> Sizes:
+    """Return what rows take.
+
+    Raises:
+        LabError: as `encode`.
+    """
+    found, refused = attempt(rows, lambda row: size(tokenizer, row, length))
+    if refused:
+        raise refusal(refused, uri, field)
+    return Sizes.of(found)
+
+
+Fitting = TypeVar("Fitting", Encoded, Sizes)
+
+
+def fitting(encoded: Fitting, length: int, name: str) -> Fitting:
     """Return the samples, or refuse when none is left.
 
     Raises:
         LabError: BAD_DATA.
     """
-    if encoded.samples:
+    if encoded.lengths:
         return encoded
     raise LabError(
         Code.BAD_DATA, f"Every question of the {name} rows fills all {length} tokens, so no answer is left to learn.",

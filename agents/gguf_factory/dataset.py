@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from agents.gguf_factory import compression, records
 from agents.gguf_factory.formats import ACCEPTED, Messages, RowError, messages
@@ -89,7 +89,7 @@ class Scan:
     _started: bool = field(default=False)
 
     @property
-    def unit(self) -> str:
+    def unit(self) -> Literal["line", "row"]:
         """What `Row.line` counts: parquet has no lines."""
         return "row" if self.container == "parquet" else "line"
 
@@ -219,7 +219,7 @@ def read(uri: str, field: str = "dataset") -> Dataset:
     if bad:
         raise refuse_rows(found, field, bad, count)
     if not count:
-        raise refuse(found.place, field, "holds no rows", "It needs one question and answer per line.")
+        raise no_rows(found.place, field)
     return Dataset(found.place, found.sha256, kept, count - len(kept))
 
 
@@ -236,6 +236,11 @@ def refuse_rows(found: Scan, field: str, bad: list[Bad], count: int) -> LabError
         found.place, field, f"has {len(bad)} of {count} rows that cannot be used: {listed}{more}", advice,
         bad_rows=len(bad), **{found.unit: bad[0].line}, **({"column": column} if column else {}),
     )  # fmt: skip
+
+
+def no_rows(place: str, field: str) -> LabError:
+    """Return the error that a file of rows has none."""
+    return refuse(place, field, "holds no rows", "It needs one question and answer per line.")
 
 
 def digest(uri: str, field: str = "dataset") -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import configs
@@ -32,8 +33,21 @@ SLACK_BYTES = 64_000_000  # log, packed rows, adapter and its checkpoints of a s
 PROBE = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What somebody has found out about a request's data already: its rows, and what they take."""
+
+    source: data.Source
+    train: data.Sizes
+    held_out: data.Sizes
+
+
 def plan(
-    request: PlanRequest, home: Path, tiers: Mapping[str, Tier] | None = None, limits: Storage | None = None
+    request: PlanRequest,
+    home: Path,
+    tiers: Mapping[str, Tier] | None = None,
+    limits: Storage | None = None,
+    known: Known | None = None,
 ) -> Plan:
     """Check a request and predict size, space, memory and time.
 
@@ -42,6 +56,7 @@ def plan(
         home: MEETARA_HOME, for free space and for what earlier jobs took.
         tiers: configs' tiers; None: read from configs/.
         limits: how large the parts of the home may become; None: read from configs/.
+        known: the request's data by the same tokenizer and length; None: read and encoded here.
 
     Raises:
         LabError: INVALID_PARAMS, NOT_FOUND (base), BAD_DATA (data set or base), NO_SPACE, NO_CAPACITY; each names the
@@ -60,15 +75,18 @@ def plan(
             Code.INVALID_PARAMS, f"parameters.sequence_length is {length}, but the base reads at most {context} tokens.",
             advice=f"Give at most {context}.", field="parameters.sequence_length",
         )  # fmt: skip
-    source = data.source(request.request)
+    source = known.source if known else data.source(request.request)
     refuse_markers(source.train.uri, "dataset", source.rows.train, base)
     held_out_uri = source.evaluation.uri if source.evaluation else source.train.uri
     held_out_field = "eval_dataset" if source.evaluation else "dataset"
     refuse_markers(held_out_uri, held_out_field, source.rows.held_out, base)
-    train = data.fitting(data.encode(tokenizer, source.rows.train, length, source.train.uri), length, "training")
-    encoded = data.encode(tokenizer, source.rows.held_out, length, held_out_uri, held_out_field)
-    held_out = data.fitting(encoded, length, "held-out")
-    rows = len(packing.bins([len(sample.ids) for sample in train.samples], length))
+    if known:
+        train, held_out = known.train, known.held_out
+    else:
+        train = data.sizes(tokenizer, source.rows.train, length, source.train.uri)
+        held_out = data.sizes(tokenizer, source.rows.held_out, length, held_out_uri, held_out_field)
+    train, held_out = data.fitting(train, length, "training"), data.fitting(held_out, length, "held-out")
+    rows = len(packing.bins(train.lengths, length))
     steps = optimiser_steps(rows, train.tokens, chosen)
     weights = base.parameters
     model_bytes = sizes.file_bytes(
@@ -284,7 +302,7 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
-def _warnings(source: data.Source, train: data.Encoded, held_out: data.Encoded) -> Iterable[str]:
+def _warnings(source: data.Source, train: data.Sizes, held_out: data.Sizes) -> Iterable[str]:
     if source.train.duplicates:
         yield f"{source.train.duplicates} rows of the data set are exact duplicates and were dropped."
     if source.rows.withheld:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,11 @@ def normalise(text: str) -> str:
 
 def fraction(question: str) -> float:
     """Return the question's fixed place in [0, 1), from sha256 of its normalised text."""
-    return int.from_bytes(hashlib.sha256(normalise(question).encode()).digest()[:7], "big") / 2**56
+    return _place(normalise(question))
+
+
+def _place(normalised: str) -> float:
+    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:7], "big") / 2**56
 
 
 def split(rows: Sequence[Row], place: str = "") -> Split:
@@ -46,24 +51,22 @@ def split(rows: Sequence[Row], place: str = "") -> Split:
     """
     if len(rows) <= TOO_FEW:
         raise _few(place, len(rows), TOO_FEW + 1)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(normalise(row.question), []).append(row)
-    order = sorted(groups, key=lambda question: (fraction(question), question))
-    wanted = min(max(sum(len(groups[q]) for q in order if fraction(q) < SHARE), LEAST), MOST)
+    questions = [normalise(row.question) for row in rows]
+    groups = Counter(questions)
+    order = sorted((_place(question), question) for question in groups)
+    wanted = min(max(sum(groups[question] for place, question in order if place < SHARE), LEAST), MOST)
     held: set[str] = set()
     count = 0
-    for question in order:
+    for _, question in order:
         if count >= wanted:
             break
-        if count + len(groups[question]) <= min(MOST, len(rows) // 2):
+        if count + groups[question] <= min(MOST, len(rows) // 2):
             held.add(question)
-            count += len(groups[question])
-    return _apart(
-        [row for row in rows if normalise(row.question) not in held],
-        [row for row in rows if normalise(row.question) in held],
-        place, unused=0,
-    )  # fmt: skip
+            count += groups[question]
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row, question in zip(rows, questions, strict=True):
+        sides[question in held].append(row)
+    return _apart(*sides, place, unused=0)
 
 
 def apart(train: Sequence[Row], held_out: Sequence[Row], place: str = "") -> Split:

@@ -113,8 +113,11 @@ def test_every_command_and_option_in_the_guides_exists() -> None:
             assert words[0] in {"--help", *(name for option in group.params for name in option.opts)}, where
             continue
         assert words[0] in group.commands, where  # type: ignore[attr-defined]
-        command = group.commands[words[0]]  # type: ignore[attr-defined]
-        command.make_context(words[0], list(words[1:]))  # raises for an unknown option, a wrong value, a missing one
+        command, rest = group.commands[words[0]], list(words[1:])  # type: ignore[attr-defined]
+        if isinstance(command, typer.core.TyperGroup):
+            assert rest[0] in command.commands, where
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(words[0], rest)  # raises for an unknown option, a wrong value, a missing one
 
 
 @pytest.mark.parametrize("program", ["mosquitto_pub", "mosquitto_sub", "mosquitto_rr"])
