@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,3 +66,9 @@ def test_wrong_fields_are_all_listed_and_the_first_is_named():
     assert error.code is Code.INVALID_PARAMS
     assert all(name in error.message for name in ("domain", "dataset", "priority", "colour"))
     assert error.data == {"field": "domain"}
+
+
+def test_an_error_travels_between_processes_of_a_pool() -> None:
+    error = LabError(Code.BAD_DATA, "It is wrong.", advice="Mend it.", retry=Retry.LATER, line=3)
+    back = copy.copy(error)
+    assert (back.code, back.message, back.advice, back.retry, back.data) == (error.code, error.message, error.advice, error.retry, {"line": 3})
