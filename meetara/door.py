@@ -37,7 +37,7 @@ FLAGS = {
     "dataset": "--data", "eval_dataset": "--eval-data", "budget_usd": "--budget", "parameters": "--param",
     "domain": "--domain", "tier": "--tier", "base": "--base", "priority": "--priority",
     "train_data": "--train-data", "only": "--only",
-    "quantisation": "--quantisation", "profile": "--profile", "emotion": "--emotion", "text": "TEXT",
+    "quantisation": "--quantisation", "profile": "--profile", "licence": "--licence", "emotion": "--emotion", "text": "TEXT",
 }  # fmt: skip
 """The flag behind a field of a request."""
 

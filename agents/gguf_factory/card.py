@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from agents.gguf_factory.front_matter import UNKNOWN, front_matter
 
@@ -82,8 +83,8 @@ def card(manifest: Mapping[str, Any]) -> str:
         table([
             ("job", f"`{manifest['job']}`"), ("parent job", None),
             ("base", f"`{manifest['base']['name']}`"), ("base sha256", f"`{manifest['base']['sha256']}`"),
-            ("data set", f"`{manifest['request']['dataset']}`"), ("data set sha256", manifest["data"].get("dataset_sha256")),
-            ("held-out data set", manifest["request"].get("eval_dataset")),
+            ("data set", f"`{source(manifest['request']['dataset'])}`"), ("data set sha256", manifest["data"].get("dataset_sha256")),
+            ("held-out data set", f"`{source(held_out)}`" if (held_out := manifest["request"].get("eval_dataset")) else None),
             ("held-out data set sha256", manifest["data"].get("eval_dataset_sha256")),
             ("code of the factory, sha256", manifest.get("code_version")),
             ("fingerprint of all of this", manifest.get("fingerprint")),
@@ -96,6 +97,11 @@ def card(manifest: Mapping[str, Any]) -> str:
         samples(validated.get("answers") or []),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def source(uri: str) -> str:
+    """Return a data set's address, and of a file here only its name: where it lies on this machine is nobody's business."""
+    return unquote(uri).rsplit("/", 1)[-1] if "://" not in uri or uri.startswith("file:") else uri
 
 
 def introduction(manifest: Mapping[str, Any]) -> str:

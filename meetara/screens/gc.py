@@ -87,7 +87,7 @@ def table(found: dict[str, Any]) -> Table:
     total = sum(item["bytes"] for item in found["items"])
     grid = Table(
         "what", Column("bytes", justify="right"), Column("where", overflow="fold"), "why",
-        title=f"{len(found['items'])} things, {show.size(total)}", title_justify="left",
+        title=f"{show.size(total)} that nothing needs", title_justify="left",
     )  # fmt: skip
     for item in found["items"][:SHOWN]:
         grid.add_row(item["what"], show.size(item["bytes"]), os.path.relpath(item["path"], found["home"]), item["why"])

@@ -120,3 +120,9 @@ def test_sizes_times_and_money_keep_their_meaning():
     assert [show.size(8_123_456), show.size(999), show.size(None)] == ["8.12 MB", "999 B", show.MISSING]
     assert [show.duration(59.94), show.duration(200), show.duration(7500)] == ["59.9 s", "3 min 20 s", "2 h 5 min"]
     assert [show.dollars(0), show.dollars(0.000123), show.micros(1_500_000)] == ["$0.00", "$0.000123", "$1.50"]
+
+
+def test_a_result_from_the_cache_names_its_maker() -> None:
+    told = dict(result.rows(snapshot(State.DONE, cached_from="sleep-1")))
+    assert "the job sleep-1" in told["made by"] and "nothing was trained" in told["made by"]
+    assert "made by" not in dict(result.rows(snapshot(State.DONE)))

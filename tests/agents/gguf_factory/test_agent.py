@@ -12,9 +12,10 @@ import pytest
 
 from agents.gguf_factory import agent as module
 from agents.gguf_factory.agent import FactoryAgent
+from agents.gguf_factory.cache import Found
 from bus import BrokerAddress, Wiring
 from protocol import MCPMessage
-from protocol.job import PlanRequest
+from protocol.job import Finished, PlanRequest
 from tests.agents.gguf_factory.bases import make_base
 from tests.agents.gguf_factory.runs import make_job
 
@@ -67,6 +68,44 @@ async def test_a_planning_process_that_is_killed_is_started_again(rig: Rig, monk
     await rig.agent.answer_plan("call", request)
     row = rig.agent.store.find_call("call")
     assert row is not None and answers == [] and '"result"' in row["reply"]
+
+
+def asked(rig: Rig, monkeypatch: pytest.MonkeyPatch, found: Found) -> None:
+    """A call `call` for a plan, and a cache that says this."""
+
+    async def look_up(*_: object) -> Found:
+        return found
+
+    monkeypatch.setattr(module, "look_up", look_up)
+    with rig.agent.transaction() as tx:
+        tx.store.take_in("call", "digest", MCPMessage(id="call", type="job.plan").model_dump_json(), 1, ("reply/c", None), tx.now)
+
+
+def waiting(rig: Rig) -> Any:
+    return (-1, 1, "call", PlanRequest(job="j", request=rig.run.request, route=rig.run.route), None)
+
+
+async def test_a_model_that_is_there_is_answered_beside_the_plans_that_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = Finished(job="first", artefacts=[], gates={}, results={})
+    plan = rig.run.plan.model_copy(update={"key": "k", "finished": finished})
+    asked(rig, monkeypatch, Found("k", plan))
+    await rig.agent.find(waiting(rig))
+    row = rig.agent.store.find_call("call")
+    assert row is not None and '"job":"first"' in row["reply"]
+    assert rig.agent.plans.empty(), "no process is started"
+
+
+async def test_a_model_that_is_not_used_is_planned_anew_and_the_plan_says_why(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def make_plan(*_: object) -> dict[str, Any]:
+        return {"plan": rig.run.plan.model_dump(mode="json")}
+
+    monkeypatch.setattr(module, "make_plan", make_plan)
+    asked(rig, monkeypatch, Found("k", why="The model is not used: it is gone."))
+    await rig.agent.find(waiting(rig))
+    _, _, call, request, _ = rig.agent.plans.get_nowait()
+    await rig.agent.answer_plan(call, request)
+    row = rig.agent.store.find_call("call")
+    assert row is not None and "it is gone." in row["reply"] and rig.agent.unused == {}
 
 
 async def test_what_a_process_says_while_the_store_is_full_is_reported_later(

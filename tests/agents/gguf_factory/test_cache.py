@@ -13,12 +13,13 @@ import pytest
 
 import configs
 from agents.gguf_factory import cache as module
-from agents.gguf_factory import fingerprint
+from agents.gguf_factory import fingerprint, plan, subject, work
 from agents.gguf_factory.cache import Cache
 from agents.gguf_factory.hashes import Hashes
 from configs import Storage, Tier
 from protocol.job import Artefact, Plan, PlanRequest, Route, RunRequest, TrainRequest
 from tests.agents.gguf_factory.bases import QA, QA_EVAL, make_base
+from tests.agents.gguf_factory.runs import make_job
 
 TIERS = configs.load().tiers
 LIMITS = Storage(artefacts_bytes=None, models_bytes=None, jobs_bytes=None, cache_models=3, cache_bytes=None)
@@ -237,3 +238,57 @@ def test_a_fingerprint_is_plain_and_tells_what_differs(shelf: Shelf) -> None:
     facts = fingerprint.fingerprint(asked.request, asked.route, TIERS, Hashes(shelf.home))
     assert json.loads(json.dumps(facts)) == facts and fingerprint.key(facts) == shelf.key
     assert facts["parameters"]["max_tokens"] == 150_000 and facts["profile"] == "edge"
+    assert fingerprint.GENERAL == subject.GENERAL, "the text that the gates read"
+
+
+# the life of an entry
+
+
+class Made:
+    """A job that the real planner planned and that has made a file."""
+
+    def __init__(self, root: Path, base: Path) -> None:
+        self.job = make_job(root / "home", base)
+        self.job.path("plan").mkdir()
+        self.planned = plan.run(self.job).results
+        file = root / "home" / "artefacts" / "m.gguf"
+        file.parent.mkdir()
+        file.write_bytes(b"GGUF")
+        artefact = Artefact(kind="gguf", uri=file.as_uri(), sha256=hashlib.sha256(b"GGUF").hexdigest(), bytes=4)
+        self.outcome = {"artefacts": [artefact.model_dump(mode="json")], "gates": GATES, "results": {}}
+
+    def keep(self) -> list[str]:
+        work._keep(self.job, self.planned, self.outcome)
+        return [entry["job"] for _, entry in Cache(self.job.home, LIMITS).entries()]
+
+
+@pytest.fixture
+def made(tmp_path: Path, base: Path) -> Made:
+    return Made(tmp_path, base)
+
+
+def test_a_finished_job_is_found_by_the_next_plan_of_the_same(made: Made) -> None:
+    request = PlanRequest(job="j2", request=made.job.run.request, route=made.job.run.route)
+    assert work.make_plan(request.model_dump_json(), made.job.home)["plan"]["finished"] is None
+    assert made.keep() == ["j1"]
+    again = Plan.model_validate(work.make_plan(request.model_dump_json(), made.job.home)["plan"])
+    assert again.finished is not None and again.finished.job == "j1" and again.key == made.planned["fingerprint"]
+
+
+def test_what_changed_while_a_job_ran_is_not_remembered(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "code_version", lambda: "upgraded meanwhile")
+    assert made.keep() == []
+    monkeypatch.undo()
+    template = made.job.base / "chat_template.jinja"
+    kept = template.read_text()
+    try:
+        template.write_text(kept + " ")
+        assert made.keep() == []
+    finally:
+        template.write_text(kept)
+    assert made.keep() == ["j1"]
+
+
+def test_a_model_that_cannot_be_remembered_is_finished_all_the_same(made: Made) -> None:
+    (made.job.home / "cache").write_text("in the way")
+    assert made.keep() == []

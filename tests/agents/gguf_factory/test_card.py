@@ -106,6 +106,13 @@ def test_every_gate_is_defined_where_its_name_links_to() -> None:
         assert f"[{name}](#{name})" in text and f'<a id="{name}"></a>' in text
 
 
+def test_where_the_data_lie_on_this_machine_is_not_told() -> None:
+    uris = {"dataset": "file:///home/ada/secret%20plan/rows.jsonl", "eval_dataset": "/home/ada/held.jsonl", "profile": "edge"}
+    text = card.card(manifest(request=uris))
+    assert "| data set | `rows.jsonl` |" in text and "| held-out data set | `held.jsonl` |" in text and "ada" not in text
+    assert card.source("hf://datasets/a/b/c.jsonl") == "hf://datasets/a/b/c.jsonl" and card.source("a/b") == "b"
+
+
 def test_an_adapter_is_run_on_its_base() -> None:
     assert "llama-cli -m BASE.gguf --lora sleep-Q4_K_M.gguf -cnv" in card.usage(manifest(request={"dataset": "/a", "profile": "adapter"}))
     assert "llama-cli -m sleep-Q4_K_M.gguf -cnv" in card.usage(manifest())
