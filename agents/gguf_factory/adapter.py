@@ -30,6 +30,11 @@ def file_name(job: Job) -> str:
     return f"{job.run.route.domain}-adapter.gguf"
 
 
+def is_adapter(header: Header) -> bool:
+    """Tell whether a GGUF is an adapter rather than a whole model."""
+    return header.values.get("general.type") == "adapter"
+
+
 def run(job: Job) -> StageResult:
     """Stage convert of the profile adapter: write convert/<domain>-adapter.gguf from train/adapter.
 

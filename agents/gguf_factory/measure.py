@@ -107,13 +107,14 @@ def _files(state: Measurement) -> None:
 
 def _integrity(subject: Subject) -> Measured:
     """Count the tensors that cannot be right, and one more where the file is not the one that was made."""
-    path = subject.product.path
+    path, adapter = subject.product.path, subject.product.adapter
     wrong = []
-    if subject.sha256 and (found := convert.file_sha256(path)) != subject.sha256:
+    if subject.sha256 and (found := convert.file_sha256(subject.product.file)) != subject.sha256:
         wrong.append(f"the file has the sha256 {found[:12]}…, its manifest says {subject.sha256[:12]}…")
     twin = subject.exact.path if subject.exact else None
     base = None if twin else subject.base().path
-    wrong += [f"{name} {why}" for name, why in tensors.unsound(path, twin, base).items()]
+    unsound = tensors.unsound(path, twin, base) | (tensors.unsound(adapter, None, None) if adapter else {})
+    wrong += [f"{name} {why}" for name, why in unsound.items()]
     against = "its F16 file" if twin else "the base"
     detail = f"compared with {against}" + ("" if subject.sha256 else ", no sha256 to compare with")
     return Measured(float(len(wrong)), "; ".join([detail, *wrong[:SHOWN]]))

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import configs
+from agents.gguf_factory import adapter, convert, dataset, gates, lines, quantise, shared_base, split, toolchain
 from agents.gguf_factory import base as bases
-from agents.gguf_factory import convert, dataset, gates, lines, quantise, split, toolchain
 from agents.gguf_factory.formats import Messages
 from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.gguf_header import Header, read_header
@@ -39,7 +39,7 @@ class Request:
     """What a person asked to have proven.
 
     Args:
-        file: the GGUF.
+        file: the GGUF; an adapter is measured on its base, quantised as it was trained for.
         base: folder or hub name of the model that it was tuned from.
         data: conversations that it was never trained on.
         train_data: conversations that it was trained on.
@@ -76,7 +76,7 @@ def prove(
     """
     header = read_header(request.file)
     base = bases.resolve(request.base)
-    name, rules = _rules(request, base)
+    name, rules = _rules(request, base, "adapter" if adapter.is_adapter(header) else "edge")
     held_out, train, removed = conversations(request.data, request.train_data)
     progress(note="reading the file")
     sha256 = convert.file_sha256(request.file)
@@ -98,6 +98,11 @@ def prove(
             lesson=_lesson(facts, sha256),
             general=request.general,
         )
+        if adapter.is_adapter(header):
+            kind = str(header.values.get(adapter.BASE_QUANTISATION, quantise.DEFAULT))
+            shared = ModelFile(shared_base.ensure(base, home, kind, stop=stop, progress=progress)[0])
+            subject.product, subject.base, subject.kind = ModelFile(shared.path, request.file), lambda: shared, kind
+            subject.exact = ModelFile(convert.convert_base(base, home, stop=stop), request.file)
         state = Measurement(subject, rules, Path(folder), stop, progress, samples=0 if request.only else SAMPLES)
         state.run()
     judged = gates.judge(state.measured, rules)
@@ -117,18 +122,19 @@ def _tokenizer(model: Path | None, base: Path) -> Path:
     return model if model is not None and (model / "tokenizer_config.json").is_file() else base
 
 
-def _rules(request: Request, base: Path) -> tuple[str, dict[str, GateRule]]:
+def _rules(request: Request, base: Path, profile: str) -> tuple[str, dict[str, GateRule]]:
     config = configs.load()
     tier = _tier(request.tier, base, config.tiers, config.default_tier)
+    rules = tier.gates_of(profile)
     for name in request.only:
-        rule = tier.gates.get(name)
+        rule = rules.get(name)
         if rule is None or rule.level == "off":
             why = "no gate has this name" if rule is None else f"the gate is off in the tier {tier.name}"
             raise LabError(
                 Code.INVALID_PARAMS, f"{name}: {why}.",
-                advice=f"Known are {', '.join(gate for gate in GATES if tier.gates[gate].level != 'off')}.", field="only",
+                advice=f"Known are {', '.join(gate for gate in GATES if rules[gate].level != 'off')}.", field="only",
             )  # fmt: skip
-    return tier.name, {name: rule for name, rule in tier.gates.items() if not request.only or name in request.only}
+    return tier.name, {name: rule for name, rule in rules.items() if not request.only or name in request.only}
 
 
 def _tier(name: str | None, base: Path, tiers: Mapping[str, Tier], default: str | None) -> Tier:

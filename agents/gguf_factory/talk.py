@@ -88,9 +88,10 @@ def base_of(file: Path, home: Path | None) -> Path | None:
     Raises:
         LabError: NOT_FOUND, the home has none of it; as `read_header` does.
     """
-    values = read_header(file).values
-    if values.get("general.type") != "adapter":
+    header = read_header(file)
+    if not adapter.is_adapter(header):
         return None
+    values = header.values
     content, quantisation = values.get(BASE_SHA256), values.get(adapter.BASE_QUANTISATION)
     found = shared_base.find(home, str(content), str(quantisation)) if home and content else None
     if found is None:

@@ -59,7 +59,7 @@ def subject(job: Job, general: Path = GENERAL) -> Subject:
         exact=ModelFile(job.path("convert", convert.FILE)),
         network=lambda: lora.load_base(model).eval(),
         kind=str(job.parameters.get("quantisation", quantise.DEFAULT)),
-        sha256=_written_sha256(job),
+        sha256=_written_sha256(job, "quantise", quantise.file_name(job)),
         lesson=_lesson(job),
         general=general,
     )
@@ -77,6 +77,7 @@ def _adapted(job: Job, general: Path) -> Subject:
         exact=ModelFile(convert.convert_base(job.base, job.home, stop=job.stop), file),
         network=lambda: merge.load_adapted(job.base, job.path("train", "adapter")),
         kind=str(job.parameters.get("quantisation", quantise.DEFAULT)),
+        sha256=_written_sha256(job, "convert", file.name),
         lesson=_lesson(job),
         general=general,
     )
@@ -87,10 +88,10 @@ def _conversations(path: Path) -> list[Messages]:
         return [json.loads(line)["messages"] for line in file if line.strip()]
 
 
-def _written_sha256(job: Job) -> str | None:
-    """Return what the stage quantise wrote down of its file; a damage since then shows."""
+def _written_sha256(job: Job, stage: str, name: str) -> str | None:
+    """Return what a stage wrote down of its file; a damage since then shows."""
     try:
-        facts = job.read_manifest("quantise")["files"].get(quantise.file_name(job))
+        facts = job.read_manifest(stage)["files"].get(name)
     except FileNotFoundError:
         return None
     return None if facts is None else str(facts["sha256"])

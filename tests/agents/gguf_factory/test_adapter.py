@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from agents.gguf_factory import adapter, convert, llama, merge, shared_base
+from agents.gguf_factory import adapter, convert, llama, merge, proof, shared_base
 from agents.gguf_factory.fidelity import divergence, torch_logits
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.gguf_values import add_values
@@ -175,3 +175,21 @@ def test_further_values_leave_every_tensor_as_it_was(adapted: Job, tmp_path: Pat
     with pytest.raises(LabError, match=r"a value of a\.text already"):
         add_values(file, {"a.text": "x"})
     assert list(tmp_path.iterdir()) == [file], "nothing half-made is left"
+
+
+def test_any_adapter_can_be_proven_on_its_base_and_a_damaged_one_is_found(adapted: Job, tmp_path: Path) -> None:
+    only = ("integrity", "tokenizer_ids", "quality_percent", "file_bytes")
+    held_out = str(adapted.path("data", "held_out.jsonl"))
+    report = proof.prove(
+        proof.Request(made(adapted), str(adapted.base), held_out, tier="starter", only=only), adapted.home
+    )
+    gates = adapted.read_manifest("validate")["gates"]
+    assert report["ok"] and report["gates"]["file_bytes"] == gates["file_bytes"]
+    assert report["gates"]["quality_percent"]["value"] == pytest.approx(gates["quality_percent"]["value"])
+    damaged = tmp_path / "damaged.gguf"
+    content = bytearray(made(adapted).read_bytes())
+    content[read_header(made(adapted)).data_start + 1] = 0x7C  # the exponent of a 16-bit infinity or NaN
+    damaged.write_bytes(content)
+    request = proof.Request(damaged, str(adapted.base), held_out, tier="starter", only=("integrity",))
+    report = proof.prove(request, adapted.home)
+    assert not report["ok"] and "blk.0" in report["gates"]["integrity"]["detail"]
