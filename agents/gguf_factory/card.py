@@ -121,9 +121,10 @@ def introduction(manifest: Mapping[str, Any]) -> str:
 def usage(manifest: Mapping[str, Any]) -> str:
     """Say how the file is run: with llama.cpp, and in the lab that made it."""
     name = manifest["file"]["name"]
-    model = f"-m BASE.gguf --lora {name}" if manifest["request"].get("profile") == "adapter" else f"-m {name}"
+    adapter = manifest["request"].get("profile") == "adapter"
+    model, place = (f"-m BASE.gguf --lora {name}", "base's file") if adapter else (f"-m {name}", "file")
     return (
-        f"With [llama.cpp](https://github.com/ggml-org/llama.cpp), or whatever is built on it; the chat template is in the file:\n\n"
+        f"With [llama.cpp](https://github.com/ggml-org/llama.cpp), or whatever is built on it; the chat template is in the {place}:\n\n"
         f"```\nllama-cli {model} -cnv --temp 0.7\nllama-server {model}\n```\n\n"
         f"In the lab that made it:\n\n```\nmeetara chat {manifest['domain']}\n```"
     )

@@ -27,6 +27,7 @@ def list_models(flags: dict[str, Any], *, as_json: bool, console: Console) -> in
     lines = [
         {
             "domain": model.domain, "job": model.job, "file": str(model.path), "bytes": model.path.stat().st_size,
+            "profile": model.facts.get("profile", "edge"), "base_file_sha256": model.facts.get("base", {}).get("file", {}).get("sha256"),
             "quality_percent": model.facts.get("gates", {}).get("quality_percent", {}).get("value"),
             "published": datetime.fromtimestamp(model.published, UTC).isoformat(timespec="seconds"),
         }
@@ -35,11 +36,11 @@ def list_models(flags: dict[str, Any], *, as_json: bool, console: Console) -> in
     if as_json:
         emit({"models": lines})
     elif lines:
-        grid = Table("domain", Column("job", no_wrap=True), "size", "quality", "finished", Column("file", overflow="fold"))
+        grid = Table("domain", Column("job", no_wrap=True), "profile", "size", "quality", "finished", Column("file", overflow="fold"))
         for line, model in zip(lines, found, strict=True):
             when = datetime.fromtimestamp(model.published).astimezone().strftime("%Y-%m-%d %H:%M")
             quality = show.number(line["quality_percent"], ".1f", "%")
-            grid.add_row(model.domain, model.job, show.size(line["bytes"]), quality, when, str(model.path))
+            grid.add_row(model.domain, model.job, line["profile"], show.size(line["bytes"]), quality, when, str(model.path))
         console.print(grid)
     else:
         console.print(f"No finished models in {home}. Make one with `meetara train`.", markup=False)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import ssl
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Coroutine
@@ -23,10 +24,13 @@ import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.ledger import SCHEMA as LEDGER
 from agents.cost_monitor.ledger import Ledger
-from agents.gguf_factory import dataset, machine, place, plan, recovery
+from agents.gguf_factory import dataset, machine, place, plan, recovery, talk, targets
+from agents.gguf_factory.adapter import BASE_NAME, BASE_QUANTISATION
 from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.gates import Measured, judge, verdict
 from agents.gguf_factory.gguf_header import read_header
+from agents.gguf_factory.gguf_values import add_values
+from agents.gguf_factory.llama import BASE_SHA256
 from agents.gguf_factory.loop import Loop
 from agents.gguf_factory.loop import Settings as TrainingSettings
 from agents.gguf_factory.rows import Schedule
@@ -295,6 +299,13 @@ def stray_model(ground: Ground) -> str:
     return error_of(lambda: models.named(str(path), ground.folder / "home"))
 
 
+def without_base(ground: Ground) -> str:
+    path = ground.folder / "adapter.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    add_values(path, {"general.type": "adapter", BASE_NAME: "starter", BASE_SHA256: "0" * 64, BASE_QUANTISATION: "Q4_K_M"})
+    return error_of(lambda: talk.base_of(path, ground.folder))
+
+
 def full_room(ground: Ground) -> str:
     (ground.folder / "storage.yaml").write_text(
         "artefacts_bytes: 1000\nmodels_bytes: null\njobs_bytes: null\ncache_models: 10\ncache_bytes: null\n"
@@ -439,6 +450,10 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "Parquet cannot be read": no_parquet,
     "A data set is of no known form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, "Why? So.\n", "sleep.txt")))),
     "There are too few rows": lambda ground: planned(ground, dataset=str(rows(ground, f"{ROW}\n"))),
+    "No adapter is small enough": lambda ground: error_of(
+        lambda: targets.choose([targets.Module("model.layers.0.self_attn.q_proj", 60_000, 60_000)], "attention", 8, 100_000)
+    ),
+    "A layer cannot learn": lambda ground: planned(ground, parameters={"lora_targets": "qkv_proj"}),
     "The base is not there": lambda ground: planned(ground, base=ground.folder / "my-model"),
     "The base is in no cache": lambda ground: planned(ground, base="Qwen/Qwen3-0.6B-none"),
     "The base has no chat template": no_template,
@@ -462,5 +477,6 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The GGUF is not whole": half_file,
     "Nothing is known of a model file": stray_model,
     "There is no model to talk with": lambda ground: error_of(lambda: models.find("sleep", ground.folder)),
+    "The base of an adapter is not here": without_base,
     "The GGUF file is not there": lambda ground: error_of(lambda: models.find("sleep.gguf", ground.folder)),
 }  # fmt: skip
