@@ -100,7 +100,7 @@ def picture(curve: Mapping[str, Any], title: str) -> str | None:
     for value in ticks(low, high):
         parts.append(f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="{FAINT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="{INK}">{value:g}</text>')
-    for step in ticks(0, last, 6):
+    for step in filter(float.is_integer, ticks(0, last, 6)):
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="{INK}">{step:g}</text>')
     for line in drawn:
         parts += _drawn(line, x, y)

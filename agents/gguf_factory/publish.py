@@ -90,7 +90,7 @@ def picture(job: Job) -> str | None:
         curve = json.loads(job.path("train", "curve.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return curves.picture(curve, f"{job.run.route.domain}: training of {job.run.job}")
+    return curves.picture(curve, f"{job.run.route.domain}: training of the job {job.run.job}")
 
 
 def manifest(job: Job, source: Path, digest: str, base: SharedBase | None = None) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def test_the_picture_names_its_lines_axes_and_ends() -> None:
     assert drawn is not None and drawn == curves.picture(CURVE, "sleep & <co>")
     shown = texts(drawn)
     assert {"sleep & <co>", "training", "held-out", "control, training", "control, held-out", "optimiser steps"} <= set(shown)
+    few = texts(curves.picture({"loss": [3.0, 2.0, 1.0]}, "t") or "")
+    assert {"0", "1", "2", "3"} <= set(few) and "0.5" not in few, "there is no half step"
     assert any("held-out 3 to 1.5" in text for text in shown), "the numbers are told to who cannot see it"
 
 
