@@ -4,8 +4,8 @@
 
 The run is a function of its options: killed at any moment and started again it goes on from the last checkpoint and
 reaches the same weights (on the CPU, bit by bit). SIGTERM and SIGINT checkpoint first. `--decay N` ends the run: the
-rate falls to zero over the next N steps, in which a larger share of the rows are conversations. On a GPU the same
-command computes in bf16; give it `--batch 64 --length 1024`.
+rate falls to zero over the next N steps, in which a larger share of the rows are conversations. Products are
+computed in bf16 where the device has them. On a GPU give it `--batch 64 --length 1024`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ MOMENTUM = 0.95
 BETAS = (0.9, 0.95)
 WARMUP = 60
 CLIP = 1.0
+LOW = torch.bfloat16  # products in mixed precision: on processors that have it twice as fast as in 32 bits
 EVALUATION_TOKENS = 40_000  # about 160 kB of held-out text: steady to 0.01 bits, 20 s on two cores
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether a device computes products of bf16 numbers faster than of 32-bit ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def orthogonalise(gradient: Tensor) -> Tensor:
@@ -44,10 +52,11 @@ def orthogonalise(gradient: Tensor) -> Tensor:
     transposed = gradient.shape[0] > gradient.shape[1]
     x = gradient.t() if transposed else gradient
     x = x / (x.norm() + 1e-7)
+    x = x.to(LOW) if has_bf16(x.device) else x
     for _ in range(5):
         product = x @ x.t()
         x = a * x + (b * product + c * product @ product) @ x
-    return x.t() if transposed else x
+    return (x.t() if transposed else x).to(gradient.dtype)
 
 
 class Optimiser:
@@ -170,12 +179,16 @@ class Run:
     def step(self, rows: int, length: int, share: float, scale: float) -> float:
         """Take one optimiser step and return its loss in nats per token."""
         inputs, targets, samples = self.batch(rows, length, share)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self.mixed():
             loss = self.model.loss(inputs, targets, samples)
         loss.backward()
         self.meta["step"] += 1
         self.optimiser.step(self.meta["step"], scale)
         return float(loss.detach())
+
+    def mixed(self) -> torch.autocast:
+        """Return the context in which products are computed in bf16, where the device has them."""
+        return torch.autocast(self.device.type, LOW, enabled=has_bf16(self.device))
 
     def scale(self) -> float:
         """Return what multiplies the rates in the next step; 0 when the run has ended."""
@@ -231,7 +244,8 @@ def main() -> None:
             print(f"step {step} loss {loss:.3f} scale {scale:.3f} {rate:.0f} tokens/s", flush=True)
             started, since = time.monotonic(), step
         if step % options.evaluate_every == 0:
-            value = bits_per_byte(run.model, *evaluation)
+            with run.mixed():
+                value = bits_per_byte(run.model, *evaluation)
             tokens = meta["text"] + meta["chat"]
             meta["curve"].append({"step": step, "tokens": tokens, "seconds": meta["seconds"], "bits_per_byte": value})
             print(f"step {step} held-out {value:.4f} bits per byte", flush=True)
