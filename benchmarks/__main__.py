@@ -2,7 +2,7 @@
 
     python -m benchmarks                     # all of them, under ten minutes on two quiet cores
     python -m benchmarks calls transitions   # some
-    python -m benchmarks small_jobs          # minutes more: only when it is named
+    python -m benchmarks small_jobs export   # minutes each: only when they are named
     python -m benchmarks --report            # only the page and its pictures, from the JSON that is there
 """
 

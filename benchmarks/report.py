@@ -8,7 +8,7 @@ from benchmarks.picture import draw
 from benchmarks.result import PROJECT, RESULTS, Result, Series
 
 NAMES = ("calls", "transitions", "first_step", "same_again", "cluster")
-LONG = ("small_jobs",)
+LONG = ("small_jobs", "export")
 """Measured only when they are named: minutes each."""
 PAGE = PROJECT / "docs" / "results" / "benchmarks.md"
 HEAD = """\

@@ -99,13 +99,13 @@ def write_ground(folder: Path) -> tuple[Path, Path]:
     return folder / "configs", rows
 
 
-async def run_job(launcher: Launcher, number: int, rows: Path, slots: int) -> None:
-    """Plan and run a job to its end."""
+async def run_job(launcher: Launcher, number: int, rows: Path, base: Path, *, slots: int) -> dict[str, Any]:
+    """Plan and run a job to its end; returns its results."""
     job = f"small-{number}"
     folder = launcher.home / "jobs" / job
     request = TrainRequest(domain="time_management", dataset=str(rows), parameters={"seed": number})
     route = Route(
-        domain="time_management", category="productivity", tier="starter", base=str(rows.parent / "base"), voice="v",
+        domain="time_management", category="productivity", tier="starter", base=str(base), voice="v",
         empathy="e", quality_floor=101.0, safety_critical=False,
     )  # fmt: skip
     planned = await make_plan(PlanRequest(job=job, request=request, route=route), launcher.home, launcher)
@@ -127,6 +127,8 @@ async def run_job(launcher: Launcher, number: int, rows: Path, slots: int) -> No
     await JobProcess(folder, slots, heard, ended, launcher=launcher).run()
     if statuses != [0] or said[-1]["kind"] != "done":
         raise RuntimeError(f"{job} ended with {statuses} and {said[-1:]}; see {folder / 'log.txt'}")
+    results: dict[str, Any] = said[-1]["results"]
+    return results
 
 
 async def run_variant(variant: Variant, home: Path, rows: Path) -> Measured:
@@ -137,7 +139,7 @@ async def run_variant(variant: Variant, home: Path, rows: Path) -> Measured:
 
     async def one(number: int) -> None:
         async with free:
-            await run_job(launcher, number, rows, variant.slots)
+            await run_job(launcher, number, rows, rows.parent / "base", slots=variant.slots)
 
     await asyncio.gather(*(one(number) for number in range(1, JOBS + 1)))
     seconds = time.perf_counter() - began

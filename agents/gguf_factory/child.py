@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agents.gguf_factory import zygote
+from agents.gguf_factory.forked import Forked, ask
 from agents.gguf_factory.job import Stopped
 from agents.gguf_factory.program import Program
 from protocol import Code, LabError
@@ -22,7 +23,7 @@ TAIL_LINES = 8  # of a failed program's output that go into the error
 _branch: socket.socket | None = None
 """Where this process asks for forks of itself as it was before it computed anything; None: programs start afresh."""
 
-Process = subprocess.Popen[bytes] | zygote.Forked
+Process = subprocess.Popen[bytes] | Forked
 
 
 def script(path: Path, *arguments: str | Path) -> Program:
@@ -101,8 +102,8 @@ def run(
 def start(program: Program, output: BinaryIO, environment: Mapping[str, str]) -> Process:
     """Start a program whose stdout and stderr go to a file."""
     if program.forked and _branch is not None:
-        return zygote.Forked(
-            zygote.ask(_branch, program, environment, stdout=output.fileno(), stderr=output.fileno())
+        return Forked(
+            ask(_branch, program, environment, stdout=output.fileno(), stderr=output.fileno())
         )
     return subprocess.Popen(
         program.command(os.getpid()), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment

@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from agents.gguf_factory import zygote
+from agents.gguf_factory.forked import ask
 from agents.gguf_factory.program import Program
 
 QUIET_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -116,7 +117,7 @@ class Launcher:
         for _ in range(ZYGOTES if self.warm else 0):
             control = await self._ready()
             try:
-                status = zygote.ask(
+                status = ask(
                     control, program, whole, stdout=stdout, stderr=stderr, stdin=stdin, session=session
                 )
             except OSError as error:

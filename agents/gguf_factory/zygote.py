@@ -15,24 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import gc
 import importlib
 import json
 import os
-import select
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from agents.gguf_factory import lifeline
+from agents.gguf_factory.forked import MESSAGE_BYTES
 from agents.gguf_factory.program import Program
+from agents.gguf_factory.sources import changed, module_files
 
 LIGHT = ("agents.gguf_factory.work", "agents.gguf_factory.plan", "sentencepiece", "tokenizers")
 """What planning needs: imported first, so that the first plan need not wait for torch."""
@@ -50,9 +49,6 @@ IDLE_S = 300.0
 """Seconds without a process after which it ends: 300 MB that nobody uses against 4 s of a core for the next burst."""
 DESCRIPTORS = 3, 4
 """Least and greatest number that come with a request."""
-MESSAGE_BYTES = 128 * 1024
-"""Of one request; an environment takes a few kB, and a socket's buffer holds 208 kB."""
-
 _loaded = False
 
 
@@ -68,37 +64,6 @@ class Request:
     def close(self) -> None:
         for descriptor in self.descriptors:
             os.close(descriptor)
-
-
-def ask(
-    control: socket.socket, program: Program, environment: Mapping[str, str], *, stdout: int, stderr: int,
-    stdin: int | None = None, session: bool = False,
-) -> int:  # fmt: skip
-    """Ask a zygote for a process and return the reading end of its status pipe.
-
-    Args:
-        control: the requests' socket.
-        program: what it shall run.
-        environment: its whole environment.
-        stdout, stderr, stdin: descriptors, which stay the caller's own; without stdin it reads nothing.
-        session: whether it becomes the leader of a session (and so of a group that can be killed as one).
-
-    Raises:
-        OSError: nobody reads from the socket any more, or the environment is too large for it.
-    """
-    message = {"program": asdict(program), "environment": dict(environment), "session": session}
-    text = json.dumps(message).encode()
-    if len(text) > MESSAGE_BYTES:
-        raise OSError(errno.EMSGSIZE, f"a request of {len(text)} bytes")
-    reading, writing = os.pipe()
-    try:
-        socket.send_fds(control, [text], [stdout, stderr, writing, *([] if stdin is None else [stdin])])
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    return reading
 
 
 class Server:
@@ -268,25 +233,6 @@ def _obey(environment: Mapping[str, str]) -> None:
         sys.modules["torch"].set_num_threads(int(threads))
 
 
-def module_files() -> dict[str, tuple[int, ...]]:
-    """Return path to identity of the interpreter and of each imported module's file."""
-    paths = {sys.executable, *(file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None)))}
-    return {path: found for path in paths if (found := _identity(path))}
-
-
-def changed(files: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a file is no longer what it was (13 ms for the 3,400 modules of torch, transformers and peft)."""
-    return any(_identity(path) != known for path, known in files.items())
-
-
-def _identity(path: str) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - of thousands of files at each fork
-    except OSError:
-        return ()
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
-
-
 def rename(words: Sequence[str]) -> None:
     """Show a forked process under its own name in lists of processes; Linux only, cut where the room ends.
 
@@ -298,59 +244,6 @@ def rename(words: Sequence[str]) -> None:
     start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, the 48th and 49th field (proc(5))
     text = b"\0".join(os.fsencode(word) for word in words)[: end - start - 1]
     ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
-
-
-class Forked:
-    """A process that a zygote was asked for, as `subprocess.Popen` shows it: what a stage needs of that."""
-
-    def __init__(self, status: int) -> None:
-        self._status = os.fdopen(status, "rb", buffering=0)
-        self._text = b""
-        self.returncode: int | None = None
-        self.pid = 0
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status.
-
-        Raises:
-            subprocess.TimeoutExpired: it has not ended within `timeout` seconds.
-        """
-        while self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired("a forked program", timeout or 0.0)
-            self._read()
-        return self.returncode
-
-    def poll(self) -> int | None:
-        """Return the exit status, or None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self.returncode
-
-    def _read(self) -> None:
-        new = self._status.read(4096)
-        self._text += new
-        for line in self._text.decode("ascii").splitlines():
-            kind, _, number = line.partition(" ")
-            if kind == "pid":
-                self.pid = int(number)
-            elif kind == "ended":
-                self.returncode = int(number)
-        if not new and self.returncode is None:
-            self.returncode = -signal.SIGKILL  # whom it was forked from is gone, and took it along
-        if self.returncode is not None:
-            self._status.close()
-
-    def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        if self.poll() is None and self.pid:
-            with contextlib.suppress(ProcessLookupError):  # it ended between the look and the signal
-                os.kill(self.pid, number)
 
 
 def loaded() -> bool:

@@ -27,6 +27,8 @@ from tests.integration.lab import Ground, RunningLab, environment, processes_of
 
 WORK = "work"
 """The process of a job, and the one that plans it, as a victim."""
+ZYGOTE = "zygote"
+"""The processes that a factory's jobs, and their programs, are forked from, as a victim."""
 BROKER = "broker"
 """The broker as a victim."""
 BACK_SECONDS = 60.0
@@ -80,7 +82,8 @@ class Cluster:
 
     def processes(self, victim: str) -> list[psutil.Process]:
         """Return the processes of a role, of the broker, or of jobs."""
-        wanted = {BROKER: "mosquitto.conf", WORK: "agents.gguf_factory.work"}.get(victim, f"agents.{victim}")
+        programs = {BROKER: "mosquitto.conf", WORK: "agents.gguf_factory.work", ZYGOTE: "agents.gguf_factory.zygote"}
+        wanted = programs.get(victim, f"agents.{victim}")
         found = []
         for process in processes_of(self.home):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -11,7 +11,7 @@ from protocol import JobSnapshot
 from protocol.job import Stage
 from protocol.methods import METHODS
 from protocol.voice import EmotionQuery, SpeechRequest
-from tests.faults.cluster import BROKER, WORK
+from tests.faults.cluster import BROKER, WORK, ZYGOTE
 from tests.faults.proxy import REPEATED
 from tests.faults.scenario import MIDDLE, Arena, Place, Request, scenario
 from tests.integration import lab as integration
@@ -82,6 +82,15 @@ async def mixed(arena: Arena) -> None:
     finally:
         for proxy in arena.cluster.proxies.values():
             proxy.heal()
+
+
+@scenario("zygote-killed", "what jobs are forked from is killed while one trains, and again in a seeded later stage")
+async def zygote_killed(arena: Arena) -> None:
+    async with arena.cluster.client() as client, arena.accepted(client, "zygote", MIDDLE) as one:
+        for stage in (Stage.TRAIN, arena.random.choice([Stage.CONVERT, Stage.QUANTISE, Stage.VALIDATE])):
+            await arena.in_stage(one.job, stage)
+            await slay(arena, client, ZYGOTE)
+        await arena.finish(client, one)
 
 
 async def broker_killed(arena: Arena, *, forget: bool) -> None:
