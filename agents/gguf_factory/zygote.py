@@ -283,6 +283,7 @@ def branched(private: Sequence[int] = ()) -> Iterator[socket.socket]:
 
 def main(arguments: Sequence[str]) -> int:
     lifeline.die_with_parent()
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a library that looks for a GPU at import must not initialise CUDA
     server = Server(socket.socket(fileno=int(arguments[0])), idle=IDLE_S)
     server.load()
     server.serve()
