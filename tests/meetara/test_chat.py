@@ -87,6 +87,16 @@ async def test_an_answer_can_be_interrupted_and_the_next_question_is_answered(fi
         assert isinstance([p async for p in talk.answer([{"role": "user", "content": "x"}], max_tokens=2)][-1], dict)
 
 
+async def test_a_file_that_is_no_adapter_is_refused_and_the_conversation_goes_on(file: Path) -> None:
+    async with talking(file) as talk:
+        assert talk.ready["adapter"] is None
+        with pytest.raises(LabError, match="got: model") as caught:
+            await talk.switch(file)
+        assert caught.value.code is Code.BAD_DATA
+        assert (await talk.switch(None))["load_ms"] > 0 and talk.ready["adapter"] is None
+        assert isinstance([p async for p in talk.answer([{"role": "user", "content": "x"}], max_tokens=2)][-1], dict)
+
+
 async def test_a_model_process_that_dies_is_an_error_not_a_silence(file: Path) -> None:
     async with talking(file) as talk:
         talk._process.kill()
