@@ -226,7 +226,7 @@ def read(uri: str, field: str = "dataset") -> Dataset:
 def refuse_rows(found: Scan, field: str, bad: list[Bad], count: int) -> LabError:
     """Return the error that lists bad rows; its advice is theirs where they agree."""
     listed = "; ".join(f"{found.unit} {row.line} {row.error.reason}" for row in bad[:SHOWN])
-    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    more = f"; and {len(bad) - SHOWN} more, which `meetara data check` lists" if len(bad) > SHOWN else ""
     column = bad[0].error.column
     own = {row.error.advice for row in bad}
     advice = f"Mend or remove these lines. Rows have one of these forms: {' | '.join(ACCEPTED)}."

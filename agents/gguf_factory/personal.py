@@ -11,7 +11,10 @@ _EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]+@(?P<domain>[A-Za-z0-9-]+(?:\.[A-Za-z0-
 _EXAMPLE = re.compile(r"(?:^|\.)(?:example|test|invalid|localhost)(?:\.(?:com|org|net|edu))?$|^(?:domain|email|company)\.com$", re.IGNORECASE)
 """Addresses that belong to nobody (RFC 2606), and the ones that texts use for such."""
 
-_PHONE = re.compile(r"(?<![\w.,/=$€£-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{3}[ .-])\d{3,4}[ .-]\d{3,4}(?![\w-]|[.,/]\d)|(?<![\w.])\+\d{1,3}(?:[ .-]?\d{2,4}){3,4}(?![\w-])")
+_PHONE = re.compile(  # not within a word, a sum, a price, a version or a longer number
+    r"(?<![\w.,/=$€£*+-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{3}[ .-])\d{3,4}[ .-]\d{3,4}(?![\w=*/+-]|[.,]\d| ?[=*/+])"
+    r"|(?<![\w.])\+\d{1,3}(?:[ .-]?\d{2,4}){3,4}(?![\w-])"
+)
 _NOBODYS = re.compile(r"^\+?1?(?:800|888|877|866|855|844|833)|^\+?1?\d{3}555|^(\d)\1{5}|^\+?1?(?:\d{3})?0?123456")
 """Numbers of companies' free lines, those that films use, and made up ones."""
 

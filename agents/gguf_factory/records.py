@@ -372,6 +372,6 @@ def parquet(file: BinaryIO) -> Iterator[Record]:
             for value in batch.to_pylist():
                 row += 1
                 yield Record(row, value)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         place = f" after row {row}" if row else ""
         raise FileError(f"is not a whole parquet file{place} ({error})", "Write or copy it again.") from error

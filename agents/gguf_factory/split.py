@@ -17,6 +17,7 @@ TOO_FEW = 24  # rows in all; below, either side would be an anecdote
 TELLING_WORDS = 5  # an answer shorter than this ("Yes.") may be right twice without being the same lesson
 
 _SEPARATORS = re.compile(r"[\W_]+")
+_ASCII_SEPARATORS = {code: " " for code in range(128) if not chr(code).isalnum()}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,11 @@ class Split:
 
 def normalise(text: str) -> str:
     """Fold case, punctuation and white space, by which a repeated question may differ."""
-    return _SEPARATORS.sub(" ", text.casefold()).strip() or text.strip()
+    if text.isascii():  # as most text is; the pattern takes five times as long
+        plain = " ".join(text.lower().translate(_ASCII_SEPARATORS).split())
+    else:
+        plain = _SEPARATORS.sub(" ", text.casefold()).strip()
+    return plain or text.strip()
 
 
 def fraction(question: str) -> float:

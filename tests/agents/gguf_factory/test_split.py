@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -82,3 +83,9 @@ def test_a_small_evaluation_set_is_refused_and_a_large_one_cut() -> None:
     assert caught.value.data["field"] == "eval_dataset"
     divided = apart(rows(50), [row(f"other {n}", "x") for n in range(300)])
     assert (len(divided.held_out), divided.unused) == (MOST, 100)
+
+
+@given(st.text() | st.text(st.characters(max_codepoint=127)))
+def test_normalising_ascii_text_is_a_short_cut_to_the_same(text: str) -> None:
+    slow = re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+    assert normalise(text) == slow
