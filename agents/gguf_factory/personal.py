@@ -43,7 +43,7 @@ def spans(text: str) -> Iterator[tuple[int, int, str]]:
         for match in _SECRETS.finditer(text):
             yield *match.span(), "key"
     for number in _NUMBER.finditer(text):
-        begin, end = max(0, number.start() - 2), number.end() + 1
+        begin, end = max(0, number.start() - 2), number.end() + 2
         for match in _CARD.finditer(text, begin, end):
             if _luhn(match[0]):
                 yield *match.span(), "card number"
