@@ -29,8 +29,6 @@ ZYGOTES = 2
 """Zygotes that are asked for one process: the first may be stale, or end for want of work in the same moment."""
 FORK_S = 120.0
 """Longest time until a zygote has forked: importing takes 5 s, and a busy machine may need ten times as long."""
-CLOSE_S = 5.0
-"""Longest time that a zygote without processes may take to leave."""
 
 log = structlog.get_logger()
 
@@ -177,15 +175,10 @@ class Launcher:
         self._control = self._process = None
 
     async def close(self) -> None:
-        """End the zygote."""
+        """End the zygote, and whatever was forked off it."""
         process = self._process
         await self._let_go()
-        if process is None:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await process.wait()
-        except TimeoutError:
+        if process is not None:
             _kill(process)
             await process.wait()
 
