@@ -205,7 +205,7 @@ def _importance(base: Path, source: Path, general: Path, target: Path, stop: Cal
 def _locked(folder: Path, stop: Callable[[], bool], progress: Callable[..., None]) -> Iterator[None]:
     """Hold a folder's lock; the system frees it when this process ends, however that happens."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
         while True:
             try:
