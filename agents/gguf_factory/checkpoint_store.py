@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from agents.gguf_factory import checkpoint
 from agents.gguf_factory.checkpoint import Name
@@ -95,7 +96,8 @@ class CheckpointStore:
     def _push(self, folder: Path) -> float:
         started = self.now()
         files, root = filesystem(self.uri)
-        files.makedirs(root, exist_ok=True)
+        if isinstance(files, LocalFileSystem):  # on others this would make a bucket of a name that was misspelt
+            files.makedirs(root, exist_ok=True)
         there = listed(files, root)
         local = checkpoint.names(folder)
         for name in sorted({*local} - {*checkpoint.outdated(local, keep=1)}, key=lambda name: name.number):

@@ -6,7 +6,7 @@ Prints what there is to remove as one JSON document, and with --remove removes i
 
 1. leftovers of processes that were killed while they wrote;
 2. working files of jobs whose model has been published for an hour;
-3. folders of jobs that ended without a model, as far as the caller knows them (`ended`);
+3. folders and stored checkpoints of jobs that ended without a model, as far as the caller knows them (`ended`);
 4. bases as F16 files that were not used for a week, or are beyond their limit;
 5. with --models: finished models that the cache has forgotten, and where the store is beyond its limit more of them, the one
    that was asked for longest ago first; then shared bases that no adapter names. Without --models none is even listed.
@@ -33,6 +33,8 @@ from protocol import LabError
 from protocol.ids import valid_job_id
 from protocol.job import Stage
 
+CHECKPOINTS = "checkpoints"
+"""The room of checkpoints that another machine might have taken up; a store elsewhere forgets old ones by itself."""
 UNUSED_S = 7 * 86_400.0
 """An F16 base that was not used for so long is made again, in seconds to minutes, when somebody trains on it."""
 
@@ -93,6 +95,9 @@ def _ended(home: Path, ended: Iterable[str]) -> Iterator[Item]:
     for job in ended:
         if not valid_job_id(job):
             continue  # it would lead out of the room
+        stored = home / CHECKPOINTS / job
+        if stored.is_dir() and not stored.is_symlink():
+            yield Item(3, "checkpoints", str(stored), storage.used(stored), "its job ended without a model", job)
         folder = home / storage.JOBS / job
         published = (folder / Stage.PUBLISH.value / "manifest.json").is_file()
         if folder.is_dir() and not folder.is_symlink() and not published:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +47,42 @@ def memory_bytes() -> int:
     except OSError:
         return total
     return min(total, int(text)) if text.isdigit() else total
+
+
+def available_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory that this machine, or this container, has left for a process; caches that can go count as left."""
+    available = psutil.virtual_memory().available
+    try:
+        limit, used = ((group / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current"))
+        facts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return min(available, int(limit) - int(used) + int(facts.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return available  # no container, or one without a limit ("max")
+
+
+@contextmanager
+def memory_limit(least: int, available: int | None = None) -> Iterator[None]:
+    """Let this process take no more memory than there is, as long as the context lasts.
+
+    Linux grants what it does not have, and then kills the process that uses it, without a word. Under a limit an allocation
+    that goes too far fails, and training takes smaller parts instead.
+
+    Args:
+        least: bytes that the process is given in any case, e.g. its predicted peak: others may be about to end.
+        available: bytes that are left; None: measured.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    left = available_bytes() if available is None else available
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = psutil.Process().memory_info().data + max(least, left)
+    known = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(known), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def flops(home: Path, now: Callable[[], float] = time.time) -> float:

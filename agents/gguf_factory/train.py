@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from agents.gguf_factory import machine
 from agents.gguf_factory.checkpoint import canonical, sha256
 from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.job import Job, StageResult
@@ -118,6 +119,14 @@ def run(job: Job) -> StageResult:
         Diverged: the loss exploded or is no number, at every learning rate that was tried.
         LabError: BAD_DATA, CONFIGURATION or NO_CAPACITY.
     """
+    if torch.cuda.is_available():  # its driver reserves far more address space than it uses
+        return train(job)
+    with machine.memory_limit(job.run.plan.memory_bytes):
+        return train(job)
+
+
+def train(job: Job) -> StageResult:
+    """Train; see `run`."""
     slots = os.environ.get("MEETARA_SLOTS", "")
     torch.set_num_threads(threads(os.environ, psutil.cpu_count(logical=False), int(slots) if slots.isdigit() else 1))
     options = Options.read(job.parameters)

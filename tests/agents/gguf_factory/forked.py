@@ -65,12 +65,13 @@ def train(folder: Path, looks: int, touches: int) -> None:
     (folder / "history.json").write_text(json.dumps({"losses": history.losses, "held_out": history.held_out}))
 
 
-def train_within(folder: Path, limit: int, spare: int, data: Rows) -> None:
+def train_within(folder: Path, limit: int, spare: int, data: Rows, flat: bool) -> None:
     """Train three steps on all rows at once and write result.json: micro_batch, notes, losses, held_out, or the error.
 
     Args:
         limit: RLIMIT_AS or RLIMIT_DATA.
         spare: bytes that it leaves to the training; 0: no limit.
+        flat: by the flat arithmetic; false: by peft's and autograd's.
     """
     torch.set_num_threads(1)
     count = len(data)
@@ -78,6 +79,8 @@ def train_within(folder: Path, limit: int, spare: int, data: Rows) -> None:
         data.tokens, batch=count, max_steps=3, max_epochs=None, max_tokens=None, warmup_steps=1, decay="cosine", seed=5
     )
     run = Loop(network(dropout=0.0), data, rows(3, 9), schedule, Settings(1e-2, 0.01, count, 5, 11), folder)
+    if not flat:
+        run.network.flat = None
     run.network.loss(rows(1).take([0])).backward()  # what a library takes once, it has taken now
     run.begin(count)
     if spare:

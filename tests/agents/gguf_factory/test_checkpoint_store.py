@@ -13,8 +13,10 @@ from uuid import uuid4
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
-from agents.gguf_factory import checkpoint, checkpoint_store
+import configs
+from agents.gguf_factory import checkpoint, checkpoint_store, gc
 from agents.gguf_factory.checkpoint_store import KEPT, CheckpointStore
 from agents.gguf_factory.job import Job
 from protocol import Code, LabError, Retry
@@ -153,6 +155,24 @@ def test_those_of_a_job_that_is_over_are_removed_and_forgotten_ones_when_they_ar
     checkpoint_store.clear(job, datetime.now(UTC) + KEPT)
     assert list((tmp_path / "store" / "checkpoints").iterdir()) == []
     checkpoint_store.clear(job)
+
+
+def test_gc_removes_those_in_the_home_of_a_job_that_ended_without_a_model(tmp_path: Path) -> None:
+    for job in ("ended", "going"):
+        save(tmp_path / "checkpoints" / job / "checkpoints", 1)
+    limits = configs.load().storage
+    (item,) = gc.find(tmp_path, limits, ["ended", "../jobs"])
+    assert (item.what, item.job) == ("checkpoints", "ended") and item.bytes > 0
+    gc.remove(item, tmp_path, limits)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["going"]
+
+
+def test_a_store_of_buckets_gets_no_new_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", lambda self, path, exist_ok=False: made.append(path))
+    save(tmp_path, 1)
+    CheckpointStore(f"memory://{uuid4().hex}/j1").finish(tmp_path)
+    assert made == []
 
 
 def test_an_empty_home_goes_on_where_a_killed_machine_was_and_ends_with_the_same_bytes(tmp_path: Path) -> None:

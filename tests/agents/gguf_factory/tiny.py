@@ -73,6 +73,6 @@ def make_job(folder: Path, checkpoints: str | None = None, **parameters: Any) ->
             save_file(packed(count, seed), data / f"{name}.safetensors")
     run: Any = SimpleNamespace(
         job="j1", provider="local", attempt=1, request=SimpleNamespace(checkpoints=checkpoints),
-        plan=SimpleNamespace(parameters={**PARAMETERS, **parameters}), route=SimpleNamespace(base=str(base)),
+        plan=SimpleNamespace(parameters={**PARAMETERS, **parameters}, memory_bytes=10**9), route=SimpleNamespace(base=str(base)),
     )  # fmt: skip
     return Job(run=run, folder=folder / "job", home=folder)
