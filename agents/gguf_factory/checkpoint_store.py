@@ -101,10 +101,13 @@ class CheckpointStore:
         there = listed(files, root)
         local = checkpoint.names(folder)
         for name in sorted({*local} - {*checkpoint.outdated(local, keep=1)}, key=lambda name: name.number):
+            path = folder / str(name)
             try:
-                if there.get(name) != (folder / str(name)).stat().st_size:
-                    files.put_file(str(folder / str(name)), f"{root}/{name}")
+                if there.get(name) != path.stat().st_size:
+                    files.put_file(str(path), f"{root}/{name}")
             except FileNotFoundError:
+                if path.exists():
+                    raise  # it is the bucket that is not there
                 continue  # a newer one has taken its place in the meantime; that comes next
             there[name] = 0
         for old in checkpoint.outdated(sorted(there, key=lambda name: name.number)):

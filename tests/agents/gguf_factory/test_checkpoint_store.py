@@ -13,7 +13,6 @@ from uuid import uuid4
 import fsspec
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 
 import configs
 from agents.gguf_factory import checkpoint, checkpoint_store, gc
@@ -113,6 +112,23 @@ def test_a_store_that_does_not_take_them_is_noted_once_and_does_not_stop_the_tra
     assert len(store.notes) == 1 and "could not be put into the artefact store" in store.notes[0]
 
 
+@pytest.mark.parametrize(("gone", "notes"), [(True, 0), (False, 1)])
+def test_a_bucket_that_is_not_there_is_noted_but_not_a_checkpoint_that_gave_way_to_a_newer_one(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool, notes: int
+) -> None:
+    def missing(self: object, source: str, target: str, **_: object) -> None:
+        if gone:
+            Path(source).unlink()
+        raise FileNotFoundError("the bucket does not exist")
+
+    files, _ = checkpoint_store.filesystem(uri)
+    monkeypatch.setattr(type(files), "put_file", missing)
+    save(tmp_path / "a", 1)
+    store = CheckpointStore(uri)
+    store.finish(tmp_path / "a")
+    assert len(store.notes) == notes
+
+
 def test_a_store_that_cannot_be_read_is_an_error_that_passes(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="nosuch") as caught:
         CheckpointStore("nosuch://x/j1").pull(tmp_path)
@@ -165,14 +181,6 @@ def test_gc_removes_those_in_the_home_of_a_job_that_ended_without_a_model(tmp_pa
     assert (item.what, item.job) == ("checkpoints", "ended") and item.bytes > 0
     gc.remove(item, tmp_path, limits)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["going"]
-
-
-def test_a_store_of_buckets_gets_no_new_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    monkeypatch.setattr(MemoryFileSystem, "makedirs", lambda self, path, exist_ok=False: made.append(path))
-    save(tmp_path, 1)
-    CheckpointStore(f"memory://{uuid4().hex}/j1").finish(tmp_path)
-    assert made == []
 
 
 def test_an_empty_home_goes_on_where_a_killed_machine_was_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
