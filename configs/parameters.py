@@ -15,8 +15,12 @@ FILE = "proven_parameters.json"
 
 Quantisation = Literal[
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1",
-    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S", "IQ4_NL", "IQ4_XS", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M",
+    "IQ2_S", "IQ2_XS", "IQ2_XXS",
 ]  # fmt: skip
+
+NEED_IMATRIX = frozenset({"Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS"})
+"""Quantisations that llama.cpp refuses to make without an importance matrix (src/llama-quant.cpp)."""
 
 
 TARGETS = r"^(all-linear|attention|\w+(@\d+)?(,\w+(@\d+)?)*)$"
@@ -29,6 +33,7 @@ class Parameters(BaseModel):
     `batch_size` counts rows per optimiser step, `sequence_length` tokens per packed row, `max_tokens` trained tokens over
     all epochs (padding does not count); `save_steps` is the number of optimiser steps between checkpoints.
     `lora_targets` are the linear layers that learn: all, those of attention, or names; `NAME@N` only from block N (from 0) up.
+    `imatrix` weighs the rounding by an importance matrix of the domain's own text.
     `control_share` is the share of the steps trained again on shuffled answers for the lesson gate; 0 leaves it out.
     """
 
@@ -49,12 +54,15 @@ class Parameters(BaseModel):
     save_steps: int = Field(ge=1)
     control_share: float = Field(ge=0, le=1)
     quantisation: Quantisation
+    imatrix: bool = True
     seed: int = Field(ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _ends(self) -> Parameters:
         if self.max_steps is None and self.max_epochs is None and self.max_tokens is None:
             raise ValueError("max_steps, max_epochs and max_tokens are all null: training would not end")
+        if not self.imatrix and self.quantisation in NEED_IMATRIX:
+            raise ValueError(f"imatrix is false, but {self.quantisation} cannot be made without an importance matrix")
         return self
 
     def overridden(self, values: Mapping[str, Any], prefix: str = "parameters") -> Parameters:

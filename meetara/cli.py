@@ -358,6 +358,48 @@ def validate(
 
 
 @app.command()
+def quantize(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE|JOB", help="An F16 GGUF, a job, or a domain whose newest model is meant.")
+    ],
+    compare: Annotated[bool, typer.Option("--compare", help="Measure what each type costs; nothing is kept.")] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE[,TYPE]", help="Such as Q5_K_M; with --compare several.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where the file goes.", show_default=False)] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="FILE", show_default=False,
+            help="Rows to compare on; also the importance matrix's text where --train-data is not given. Default: the job's.",
+        ),
+    ] = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option("--train-data", metavar="FILE", help="Text of the importance matrix; default: the job's.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="FILE", help="The untuned model as a GGUF, for quality; default: the job's.", show_default=False),
+    ] = None,
+    imatrix: Annotated[bool, typer.Option("--imatrix/--no-imatrix", help="Weigh the rounding by the text.")] = True,
+    home: Home = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make a model in another quantisation (--type, --out), or measure what each would cost (--compare). Needs no lab."""
+    from meetara.screens.quantize import quantize as screen
+
+    if compare == (out is not None) or (out is not None and (kind is None or "," in kind)):
+        raise typer.BadParameter("give --compare, or one --type and --out")
+    options = {
+        "types": kind, "out": str(out.absolute()) if out else None, "data": data or ("" if compare else None),
+        "train-data": train_data, "base": base,
+    }  # fmt: skip
+    flags = [] if imatrix else ["--no-imatrix"]
+    raise typer.Exit(run(screen(file, options, flags=flags, home=home, as_json=as_json, console=console())))
+
+
+@app.command()
 def demo(home: Home = None, as_json: Json = False) -> None:
     """Start a lab, train a model on the project's own data, show it, and take the lab down."""
     from meetara.screens.demo import demo as screen

@@ -35,8 +35,8 @@ PIPE_COLUMNS = 200
 
 FLAGS = {
     "dataset": "--data", "eval_dataset": "--eval-data", "budget_usd": "--budget", "parameters": "--param",
-    "domain": "--domain", "tier": "--tier", "base": "--base", "priority": "--priority",
-    "train_data": "--train-data", "only": "--only",
+    "data": "--data", "domain": "--domain", "tier": "--tier", "base": "--base", "priority": "--priority",
+    "train_data": "--train-data", "only": "--only", "types": "--type", "out": "--out", "file": "FILE",
     "quantisation": "--quantisation", "profile": "--profile", "licence": "--licence", "emotion": "--emotion", "text": "TEXT",
 }  # fmt: skip
 """The flag behind a field of a request."""

@@ -6,12 +6,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
 from agents.gguf_factory import chat
+from agents.gguf_factory.distance import divergence
 from agents.gguf_factory.gates import Measured
 from agents.gguf_factory.llama import Logits, Model
 from agents.gguf_factory.pretokenizer import UNICODE_FORMS
@@ -25,8 +25,6 @@ ODD_TEXTS = (
     "a" * 300, "snake_case camelCase SCREAMING", "https://example.org/a?b=c&d=%20#e", "▁lower one eighth block▁",
 )  # fmt: skip
 """Texts on which tokenizers differ: white space, bytes beyond the vocabulary, normalisation, digits."""
-
-ROWS_AT_ONCE = 128  # rows of float64 logits compared at a time: with 152,000 tokens 156 MB an array
 
 
 def tokenizer_ids(tokenizer: Any, model: Model, renders: Sequence[str]) -> Measured:
@@ -90,24 +88,6 @@ def chat_template(tokenizer: Any, model: Model, conversations: Sequence[Sequence
                 wrong.append("an answer is followed by no end token")
     detail = f"{len(conversations)} conversations" + (f"; {wrong[0]}" if wrong else "")
     return Measured(float(len(wrong)), detail)
-
-
-def log_softmax(logits: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return log-probabilities in float64."""
-    values = logits.astype(np.float64)
-    values -= values.max(axis=-1, keepdims=True)
-    values -= np.log(np.exp(values).sum(axis=-1, keepdims=True))
-    return values
-
-
-def divergence(truth: Logits, other: Logits) -> float:
-    """Return the sum over rows of KL(truth || other), in nats."""
-    total = 0.0
-    for start in range(0, len(truth), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        wanted, found = log_softmax(truth[part]), log_softmax(other[part])
-        total += float((np.exp(wanted) * (wanted - found)).sum())
-    return total
 
 
 def mean_divergences(

@@ -190,6 +190,15 @@ class Model:
         parts = [part.copy() for part in self._prefill(ids)]
         return np.concatenate(parts)
 
+    def read(self, ids: Sequence[int]) -> None:
+        """Read ids and forget what came of it; `load`'s `watch` sees it all.
+
+        Raises:
+            LabError: the ids do not fit the context, or the watch ended the computation.
+        """
+        for _ in self._prefill(ids):
+            pass
+
     def log_likelihood(self, ids: Sequence[int], mask: Sequence[bool]) -> tuple[float, int]:
         """Return the sum of log p (nats) of the ids whose mask is true, and how many those are; the first never counts.
 
@@ -416,6 +425,7 @@ def load(
     threads: int = 1,
     repack: bool = True,
     exact: bool = False,
+    watch: Callable[[int, bool, object], bool] | None = None,
 ) -> Iterator[Model]:
     """Load a GGUF by file mapping, on the CPU.
 
@@ -428,6 +438,7 @@ def load(
             two threads were 20 times slower than one (12 M parameters, 2 cores). See `threads_for`.
         repack: let llama.cpp copy quantised weights into a faster layout; costs private memory and load time.
         exact: keep keys and values in 32 bits, for comparisons with torch.
+        watch: asked and shown each operation of each decode, as ggml_backend_sched_eval_callback (ggml-backend.h).
 
     Raises:
         LabError: TOOLCHAIN, llama.cpp does not take the file.
@@ -453,6 +464,8 @@ def load(
     settings.no_perf = True
     if exact:
         settings.type_k = settings.type_v = 0  # GGML_TYPE_F32
+    if watch is not None:
+        settings.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(watch)
     context = llama_cpp.llama_init_from_model(model, settings)
     if not context:
         llama_cpp.llama_model_free(model)

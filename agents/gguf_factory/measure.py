@@ -218,11 +218,9 @@ def _pairing(state: Measurement) -> None:
         (base_own, ours_own), (base_other, ours_other) = (
             _both(state, [(sample.ids, sample.supervised) for sample in samples]) for samples in (own, other)
         )
-    base = 100 * base_other / base_own
-    state.measured["pairing_percent"] = Measured(
-        100 * ours_other / ours_own, f"{len(own)} answers; the base {base:.1f}"
-    )
-    state.results["base_pairing_percent"] = base
+    base, ours = base_other / base_own, ours_other / ours_own
+    detail = f"{len(own)} answers, {100 * (ours - 1):.1f} % less likely after another question; by the base {100 * (base - 1):.1f} %"
+    state.measured["pairing_percent"] = Measured(100 * ours / base, detail)
 
 
 def _forgetting(state: Measurement) -> None:
@@ -359,7 +357,9 @@ def _footprint(state: Measurement) -> None:
     facts = json.loads(output.strip().splitlines()[-1])
     if product.adapter:
         state.results |= {"adapter_load_ms": facts["load_ms"], "adapter_first_decode_ms": facts["first_decode_ms"]}
-        state.measured["load_ms"] = Measured(facts["load_ms"], "best of five, the adapter into a process that has the base")
+        state.measured["load_ms"] = Measured(
+            facts["load_ms"], "best of five, the adapter into a process that has the base"
+        )
         state.measured["private_mb"] = Measured(None, "most of it is the base's")
         return
     state.measured["load_ms"] = Measured(facts["load_ms"], "best of five, model and a context of 256 tokens")

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.gguf_factory import adapter, convert, pipeline, quantise, toolchain
+from agents.gguf_factory import adapter, convert, pipeline, quantise
 from agents.gguf_factory.base import base_name
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.gguf_values import add_values
@@ -34,7 +34,6 @@ DOCUMENT = "<|doc|>"
 WINDOW = 512  # tokens read at a time
 POLL_S = 0.2  # how often a waiting job looks for the lock, and whether it is to stop
 PAPER = "base.json"
-PLAIN = frozenset({"F32", "F16", "BF16"})  # types that no importance matrix changes
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ def of_job(job: Job) -> tuple[Path, SharedBase, bool]:
     """Return the shared base of a job; see `ensure`."""
     return ensure(
         job.base, job.home, str(job.parameters.get("quantisation", quantise.DEFAULT)), name=base_name(job.run.route.base),
-        stop=job.stop, progress=job.progress,
+        imatrix=bool(job.parameters.get("imatrix", True)), stop=job.stop, progress=job.progress,
     )  # fmt: skip
 
 
 def ensure(
-    base: Path, home: Path, quantisation: str, *, name: str = "", stop: Callable[[], bool] = never,
+    base: Path, home: Path, quantisation: str, *, name: str = "", imatrix: bool = True, stop: Callable[[], bool] = never,
     progress: Callable[..., None] = silent, general: Path = GENERAL,
 ) -> tuple[Path, SharedBase, bool]:  # fmt: skip
     """Return the quantised base, what it is, and whether it had to be made.
@@ -88,6 +87,7 @@ def ensure(
         home: MEETARA_HOME.
         quantisation: a name of `quantise.FTYPES`.
         name: of the base, for people; default: its folder's.
+        imatrix: weigh the rounding by an importance matrix of the general text.
         stop, progress: as a job's.
         general: text for the importance matrix.
 
@@ -98,7 +98,8 @@ def ensure(
     quantise.ftype(quantisation)
     hashes = Hashes(home)
     folder = home / "models" / convert.identity(base, hashes.sha256)
-    recipe = _recipe(general) if quantisation not in PLAIN else "plain"
+    weighed = imatrix and quantisation not in quantise.PLAIN
+    recipe = _recipe(general) if weighed else "plain"
     path = folder / f"{quantisation}-{recipe}.gguf"
     with _locked(folder, stop, progress):
         if found := read(path, hashes.sha256):
@@ -109,8 +110,8 @@ def ensure(
         matrix, fresh = folder / f".imatrix-{os.getpid()}.safetensors", path.with_name(f".{path.name}.{os.getpid()}")
         tokens = 0
         try:
-            if quantisation not in PLAIN:
-                tokens = _importance(base, source, general, matrix, stop)
+            if weighed:
+                tokens = quantise.importance(source, _texts(base, general), matrix, stop=stop)
             quantise.quantise(source, fresh, quantisation, matrix if tokens else None, stop=stop)
             content = adapter.content(base, hashes.sha256)
             add_values(fresh, {BASE_SHA256: content})
@@ -173,32 +174,16 @@ def _recipe(general: Path) -> str:
     return hashlib.sha256(b"%d " % WINDOW + text).hexdigest()[:12]
 
 
-def _importance(base: Path, source: Path, general: Path, target: Path, stop: Callable[[], bool]) -> int:
-    """Measure and write the importance matrix on general text; return the tokens that were read."""
-    from agents.gguf_factory import chat, imatrix, lora, threads
+def _texts(base: Path, general: Path) -> Iterator[list[int]]:
+    """Yield general documents as token ids, cut to a window."""
+    from agents.gguf_factory import chat
 
     tokenizer = chat.load(base)
-    header = read_header(source)
-    architecture = str(header.values["general.architecture"])
-    blocks = int(header.values[f"{architecture}.block_count"])
-    home = toolchain.check()
-
-    def texts() -> Iterator[list[int]]:
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        for document in general.read_text(encoding="utf-8").split(DOCUMENT):
-            ids = tokenizer.encode(document.strip(), add_special_tokens=False)
-            if ids:
-                yield [*bos, *ids[: WINDOW - len(bos)]]
-
-    with threads.polite():
-        matrix, tokens = imatrix.measure(
-            lora.load_base(base).eval(), texts(),
-            lambda modules: toolchain.tensor_names(home, architecture, blocks, modules), stop=stop,
-        )  # fmt: skip
-    if stop():
-        raise Stopped("measuring the importance matrix was stopped")
-    imatrix.save(matrix, target)
-    return tokens
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for document in general.read_text(encoding="utf-8").split(DOCUMENT):
+        ids = tokenizer.encode(document.strip(), add_special_tokens=False)
+        if ids:
+            yield [*bos, *ids[: WINDOW - len(bos)]]
 
 
 @contextmanager

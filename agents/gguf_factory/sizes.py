@@ -15,16 +15,20 @@ from typing import Any
 BLOCKS: dict[str, tuple[int, int]] = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20),
     "Q5_0": (32, 22), "Q5_1": (32, 24), "IQ4_NL": (32, 18), "Q2_K": (256, 84), "Q3_K": (256, 110),
-    "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82), "IQ3_XXS": (256, 98), "IQ3_S": (256, 110), "IQ4_XS": (256, 136),
 }  # fmt: skip
 """Weights and bytes of one block of each type (ggml-common.h)."""
 
-FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"} | dict.fromkeys(
+    ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"
+)
 """What llama.cpp takes where a row is not a multiple of 256."""
 
 MAIN = {
     "Q2_K": "Q2_K", "Q3_K_S": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_L": "Q3_K", "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K",
-    "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K",
+    "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K", "Q2_K_S": "Q2_K", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S", "IQ3_XS": "IQ3_S",
+    "IQ3_M": "IQ3_S",
 }  # fmt: skip
 """File types whose name is not the type of most of their tensors."""
 
@@ -105,7 +109,7 @@ def tensor_type(tensor: Tensor, quantisation: str, layers: int, *, tied: bool, g
         quantisation: the file type, such as Q4_K_M.
         layers: number of layers, on which the choice of better types depends.
         tied: the embedding is the output layer too, and is kept at the output's precision.
-        gqa: query heads per key-value head, which matters to Q2_K only.
+        gqa: query heads per key-value head, on which the values' type depends where it has few bits.
     """
     if tensor.rows == 1:
         return "F32"
@@ -122,7 +126,11 @@ def tensor_type(tensor: Tensor, quantisation: str, layers: int, *, tied: bool, g
 def _wanted(tensor: Tensor, quantisation: str, layers: int, *, tied: bool, gqa: float) -> str:
     main = MAIN.get(quantisation, quantisation)
     if tensor.name == "output" or (tied and tensor.name == "token_embd"):
-        return "Q8_0" if quantisation == "Q8_0" or tensor.width % 256 else "Q6_K"
+        if quantisation == "Q8_0" or tensor.width % 256:
+            return "Q8_0"
+        return "Q5_K" if quantisation.startswith("IQ2") or quantisation == "IQ3_XXS" else "Q6_K"
+    if quantisation.startswith("IQ"):
+        return _wanted_of_i_quants(tensor, quantisation, layers, gqa) or main
     parts = tensor.name.split(".")
     if len(parts) < 3:
         return main
@@ -149,9 +157,46 @@ def _wanted(tensor: Tensor, quantisation: str, layers: int, *, tied: bool, gqa: 
             return "Q5_K"
         case "Q2_K", "attn_v":
             return "Q4_K" if gqa >= 4 else "Q3_K"
+        case "Q2_K_S", "attn_v" if gqa >= 4:
+            return "Q4_K"
+        case "Q2_K_S", "ffn_down" if layer < layers // 8:
+            return "Q4_K"
         case "Q2_K", "attn_output" | "ffn_down":
             return "Q3_K"
     return main
+
+
+def _wanted_of_i_quants(tensor: Tensor, quantisation: str, layers: int, gqa: float) -> str | None:
+    """Return the type of a tensor in an IQ file, or None for the one that most of its tensors have."""
+    if tensor.name == "token_embd":
+        return {"IQ2_XXS": "Q2_K", "IQ2_XS": "Q2_K", "IQ2_S": "IQ3_S", "IQ2_M": "IQ3_S", "IQ3_XXS": "IQ3_S"}.get(quantisation)
+    parts = tensor.name.split(".")
+    if len(parts) < 3:
+        return None
+    layer, name = int(parts[1]), parts[2]
+    better = "IQ3_S" if quantisation in ("IQ2_S", "IQ2_M") else "Q2_K"
+    match quantisation, name:
+        case "IQ3_M", "attn_v" | "attn_output":
+            return "Q4_K"
+        case ("IQ4_NL" | "IQ4_XS"), "attn_v":
+            return "Q5_K" if gqa >= 4 else None
+        case _, "attn_v" if gqa >= 4:
+            return "Q4_K"
+        case ("IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M"), "attn_v":
+            return better
+        case ("IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M"), "ffn_down" if layer < layers // 8:
+            return better
+        case ("IQ2_S" | "IQ2_M" | "IQ3_XXS"), "attn_output":
+            return "IQ3_S"
+        case "IQ3_XXS", "attn_q" | "attn_k":
+            return "IQ2_S"
+        case "IQ3_XS", "attn_q" | "attn_k":
+            return "IQ3_XXS"
+        case "IQ3_XS", "ffn_gate" | "ffn_up" if layers // 8 <= layer < 7 * layers // 8:
+            return "IQ3_XXS"
+        case "IQ3_M", "ffn_down" if layer < layers // 8:
+            return "Q4_K"
+    return None
 
 
 def _use_more_bits(layer: int, layers: int) -> bool:

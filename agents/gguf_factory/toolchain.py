@@ -138,32 +138,6 @@ def hash_list(target: Path) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(lines))
 
 
-def tensor_names(target: Path, architecture: str, blocks: int, modules: list[str]) -> dict[str, str]:
-    """Return transformers' module name to GGUF's tensor name (without `.weight`), by the converter's own table.
-
-    A process of its own, because the converter's gguf must not become importable here.
-
-    Raises:
-        LabError: TOOLCHAIN, the table cannot be read.
-    """
-    program = (
-        "import json, sys; import gguf\n"
-        "arch, blocks, names = json.load(sys.stdin)\n"
-        "number = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[arch]\n"
-        "table = gguf.get_tensor_name_map(number, blocks)\n"
-        "print(json.dumps({n: table.get_name(n) for n in names}))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program], input=json.dumps([architecture, blocks, modules]), text=True,
-        capture_output=True, check=False, env={**os.environ, **environment(target)},
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise LabError(
-            Code.TOOLCHAIN, f"the converter's tensor table fails: {done.stderr.strip()[-300:]}", advice=ADVICE
-        )
-    return {name: found for name, found in json.loads(done.stdout).items() if found}
-
-
 def _extract(sdist: Path, target: Path) -> None:
     with tarfile.open(sdist, "r:gz") as archive:
         for member in archive:

@@ -50,7 +50,7 @@ def test_fallbacks_are_counted_by_their_weights() -> None:
     def tensor(name: str, kind: str, rows: int) -> Tensor:
         return Tensor(name, (192, rows), kind, 0, 192 * rows, 0)
 
-    header = Header({}, (tensor("a", "Q5_0", 3), tensor("b", "Q4_K", 1), Tensor("n", (192,), "F32", 0, 192, 768)), 0)
+    header = Header({}, (tensor("a", "Q5_0", 3), tensor("b", "Q4_K", 1), Tensor("n", (192,), "F32", 0, 192, 768)), 0, 0, 0)
     assert quantise.fallback_percent(header, "Q4_K_M") == 75
 
 

@@ -73,20 +73,6 @@ def test_what_is_no_source_package_is_refused(tmp_path: Path) -> None:
         toolchain.install(broken, tmp_path / "llama.cpp")
 
 
-def test_modules_get_the_tensor_names_of_the_converters_own_table() -> None:
-    modules = ["model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj", "no.such.module"]
-    names = toolchain.tensor_names(toolchain.check(), "llama", 2, modules)
-    assert names == {
-        "model.layers.1.self_attn.q_proj": "blk.1.attn_q",
-        "model.layers.0.mlp.down_proj": "blk.0.ffn_down",
-    }
-
-
-def test_the_converters_gguf_package_does_not_enter_this_process() -> None:
-    toolchain.tensor_names(toolchain.check(), "llama", 2, ["model.norm"])
-    assert not any("llama.cpp" in path for path in sys.path)
-
-
 def test_the_doctor_finds_a_working_toolchain() -> None:
     command = [sys.executable, "-m", "agents.gguf_factory.toolchain", "doctor", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
