@@ -20,7 +20,7 @@ MEANINGS = {
     "quant_kl": "mean KL divergence, in nats a token, of this file from the unquantised one on held-out text",
     "quality_percent": "100 × perplexity of the base ÷ perplexity of this file, on answers of held-out conversations",
     "overfit_percent": "how much more was gained on rows that were trained on than on held-out ones, in percent; 0 is best",
-    "pairing_percent": "100 × perplexity of held-out answers after another row's question ÷ after their own",
+    "pairing_percent": "100 × use of the question by this file ÷ by the base; use: perplexity of held-out answers after another row's question ÷ after their own",
     "forgetting_percent": "growth of the perplexity on general text over the base's, in percent; negative is better",
     "stops_percent": "percent of drawn answers to held-out questions that end by themselves",
     "file_bytes": "bytes of the file",

@@ -32,7 +32,7 @@ from protocol import Code, LabError
 from protocol.job import RunRequest
 
 TYPES = (
-    "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
+    "IQ2_M", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
     "Q6_K", "Q8_0", "F16",
 )  # fmt: skip
 """What is compared unless types are named: the k-quants, the i-quants that a small model survives, and what people know."""

@@ -76,7 +76,7 @@ def prove(
     """
     header = read_header(request.file)
     base = bases.resolve(request.base)
-    name, rules = _rules(request, base, "adapter" if adapter.is_adapter(header) else "edge")
+    name, wanted = rules(request, base, "adapter" if adapter.is_adapter(header) else "edge")
     held_out, train, removed = conversations(request.data, request.train_data)
     progress(note="reading the file")
     sha256 = convert.file_sha256(request.file)
@@ -103,9 +103,9 @@ def prove(
             shared = ModelFile(shared_base.ensure(base, home, kind, stop=stop, progress=progress)[0])
             subject.product, subject.base, subject.kind = ModelFile(shared.path, request.file), lambda: shared, kind
             subject.exact = ModelFile(convert.convert_base(base, home, stop=stop), request.file)
-        state = Measurement(subject, rules, Path(folder), stop, progress, samples=0 if request.only else SAMPLES)
+        state = Measurement(subject, wanted, Path(folder), stop, progress, samples=0 if request.only else SAMPLES)
         state.run()
-    judged = gates.judge(state.measured, rules)
+    judged = gates.judge(state.measured, wanted)
     missed = gates.missed(judged)
     if removed:
         state.results["held_out_also_trained"] = removed
@@ -122,19 +122,24 @@ def _tokenizer(model: Path | None, base: Path) -> Path:
     return model if model is not None and (model / "tokenizer_config.json").is_file() else base
 
 
-def _rules(request: Request, base: Path, profile: str) -> tuple[str, dict[str, GateRule]]:
+def rules(request: Request, base: Path, profile: str) -> tuple[str, dict[str, GateRule]]:
+    """Return the tier's name and the rules of the gates that are to be measured.
+
+    Raises:
+        LabError: INVALID_PARAMS, there is no such tier, or a gate of `only` is unknown or off in it.
+    """
     config = configs.load()
     tier = _tier(request.tier, base, config.tiers, config.default_tier)
-    rules = tier.gates_of(profile)
+    known = tier.gates_of(profile)
     for name in request.only:
-        rule = rules.get(name)
+        rule = known.get(name)
         if rule is None or rule.level == "off":
             why = "no gate has this name" if rule is None else f"the gate is off in the tier {tier.name}"
             raise LabError(
                 Code.INVALID_PARAMS, f"{name}: {why}.",
-                advice=f"Known are {', '.join(gate for gate in GATES if rules[gate].level != 'off')}.", field="only",
+                advice=f"Known are {', '.join(gate for gate in GATES if known[gate].level != 'off')}.", field="only",
             )  # fmt: skip
-    return tier.name, {name: rule for name, rule in rules.items() if not request.only or name in request.only}
+    return tier.name, {name: rule for name, rule in known.items() if not request.only or name in request.only}
 
 
 def _tier(name: str | None, base: Path, tiers: Mapping[str, Tier], default: str | None) -> Tier:

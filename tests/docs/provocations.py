@@ -24,7 +24,7 @@ import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.ledger import SCHEMA as LEDGER
 from agents.cost_monitor.ledger import Ledger
-from agents.gguf_factory import dataset, machine, place, plan, recovery, talk, targets
+from agents.gguf_factory import compare, dataset, machine, place, plan, proof, recovery, talk, targets
 from agents.gguf_factory.adapter import BASE_NAME, BASE_QUANTISATION
 from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.gates import Measured, judge, verdict
@@ -393,6 +393,33 @@ def wrong_variable(ground: Ground) -> str:
     return error_of(lambda: Settings.read(home=ground.folder))
 
 
+def unmeasured_gate(ground: Ground) -> str:
+    rules = {"forgetting_percent": GateRule(level="fail", threshold=10)}
+    missing = Measured(None, f"no general text at {ground.folder / 'general.txt'}")
+    return str(verdict(judge({"forgetting_percent": missing}, rules)))
+
+
+def gate_that_is_off(ground: Ground) -> str:
+    request = proof.Request(ground.folder / "model.gguf", "base", "rows.jsonl", tier="fast", only=("load_ms",))
+    return error_of(lambda: proof.rules(request, ground.base, "edge"))
+
+
+def trained_held_out(ground: Ground) -> str:
+    rows = ground.folder / "rows.jsonl"
+    rows.write_text(ROW + "\n")
+    return error_of(lambda: proof.conversations(str(rows), str(rows)))
+
+
+def quantised_file(ground: Ground, kind: int, *types: str, imatrix: bool = True) -> str:
+    """Write a GGUF of one small tensor and ask for other types of it."""
+    path = ground.folder / "model.gguf"
+    tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 32, kind, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor
+    path.write_bytes(head.ljust(96, b"\0") + b"\0" * 64)
+    request = compare.Request(path, types=types, imatrix=imatrix)
+    return error_of(lambda: compare.produce(request, ground.folder / "out.gguf", ground.folder))
+
+
 PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The port is taken": taken_port,
     "The home is in use": home_in_use,
@@ -474,6 +501,12 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The store is damaged": damaged,
     "The home is of a newer version": newer_store,
     "A file is of a newer version": lambda ground: error_of(lambda: check_format({"format": FORMAT + 1}, ground.folder / "manifest.json")),
+    "A gate could not be measured": unmeasured_gate,
+    "A gate was asked for that is not measured": gate_that_is_off,
+    "Every held-out row was trained on": trained_held_out,
+    "A file is quantised already": lambda ground: quantised_file(ground, 8, "Q4_K_M"),
+    "A type needs an importance matrix": lambda ground: quantised_file(ground, 1, "IQ2_XXS", imatrix=False),
+    "There is no text for the importance matrix": lambda ground: quantised_file(ground, 1, "Q4_K_M"),
     "The GGUF is not whole": half_file,
     "Nothing is known of a model file": stray_model,
     "There is no model to talk with": lambda ground: error_of(lambda: models.find("sleep", ground.folder)),
