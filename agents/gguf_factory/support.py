@@ -176,19 +176,18 @@ def _structural(base: Base) -> str:
     if content is None:
         raise UnknownStructure("there is no tokenizer.json")
     found = pretokenizer.structure(content)
+    at_best = pretokenizer.name(found, merges_suffice=True)
     try:
         return pretokenizer.name(found)
     except UnknownStructure:
-        if not _merges_suffice(base.folder / "tokenizer.json"):
-            raise
-        return pretokenizer.name(found, merges_suffice=True)
+        if _merges_suffice(base.folder / "tokenizer.json"):
+            return at_best
+        raise
 
 
 def _merges_suffice(path: Path) -> bool:
     """Tell whether merging makes of every token's text that very token."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = _loaded(path)
     model: Any = tokenizer.model
     model.ignore_merges = False
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -235,11 +234,18 @@ def _flat(values: Any) -> Iterator[str]:
 
 def _by_hash(path: Path) -> str | None:
     """Return the name that the converter's own table gives a tokenizer.json, or None."""
+    text, table = _hashes(toolchain.folder() / "conversion" / "base.py")
+    ids = _loaded(path).encode(text).ids
+    return table.get(hashlib.sha256(str(ids).encode()).hexdigest())
+
+
+def _loaded(path: Path) -> Any:
     from tokenizers import Tokenizer
 
-    text, table = _hashes(toolchain.folder() / "conversion" / "base.py")
-    ids = Tokenizer.from_file(str(path)).encode(text).ids
-    return table.get(hashlib.sha256(str(ids).encode()).hexdigest())
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception and nothing finer
+        raise _refuse(path, f"cannot be read ({error})", "Copy or download it again.") from error
 
 
 @cache
