@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.gguf_factory.flat import ADAPTER, Decoder
 from agents.gguf_factory.rows import Batch
@@ -28,16 +28,18 @@ CHUNK = 1024  # rows of logits alive at once: with 8,192 tokens 33 MB, with 152,
 def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a base model for training or merging.
 
-    torch's fused attention cannot cap its scores as Gemma 2 does, so such a model computes attention step by step.
+    torch's fused attention cannot cap its scores as Gemma 2 does, and some architectures have it not: those compute
+    attention step by step.
 
     Raises:
         LabError: CONFIGURATION, the folder does not hold a causal language model in transformers' format.
     """
     try:
         config: Any = AutoConfig.from_pretrained(folder)
-        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+        fused = getattr(kind, "_supports_sdpa", True) and not getattr(config, "attn_logit_softcapping", None)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation=attention
+            folder, config=config, dtype=dtype, attn_implementation="sdpa" if fused else "eager"
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise LabError(

@@ -61,6 +61,7 @@ from meetara.supervise import Supervisor
 from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest
 from protocol.format import FORMAT, check_format
 from protocol.job import Empty, PlanRequest, Route
+from tests.agents.gguf_factory.families import byte_level
 from tests.agents.gguf_factory.tiny import network
 from tests.agents.gguf_factory.tiny import rows as rows_of_tokens
 from tests.conftest import PlainBroker
@@ -288,6 +289,32 @@ def no_template(ground: Ground) -> str:
     return planned(ground, base=base)
 
 
+def unknown_architecture(ground: Ground) -> str:
+    base = shutil.copytree(ground.base, ground.folder / "base")
+    config = base / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "LlamaForCausalLN"))
+    return planned(ground, base=base)
+
+
+def unknown_cuts(ground: Ground) -> str:
+    base = shutil.copytree(ground.base, ground.folder / "base")
+    (base / "tokenizer.model").unlink()
+    byte_level(["some text"], "[a-z]+", size=257).save(str(base / "tokenizer.json"))
+    return planned(ground, base=base)
+
+
+def refused_rows(ground: Ground) -> str:
+    base = shutil.copytree(ground.base, ground.folder / "base")
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    template = base / "chat_template.jinja"
+    template.write_text(refusal + template.read_text())
+    rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}."}] for n in range(40)]
+    rows[25].insert(0, {"role": "system", "content": "Be brief."})
+    data = ground.folder / "sleep.jsonl"
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return planned(ground, base=base, dataset=str(data))
+
+
 def no_space(ground: Ground) -> str:
     ground.patch.setenv(machine.DISK_LIMIT, "1000000")
     return planned(ground)
@@ -484,6 +511,9 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The base is not there": lambda ground: planned(ground, base=ground.folder / "my-model"),
     "The base is in no cache": lambda ground: planned(ground, base="Qwen/Qwen3-0.6B-none"),
     "The base has no chat template": no_template,
+    "The base's architecture is not known": unknown_architecture,
+    "The base's tokenizer cuts text in an unknown way": unknown_cuts,
+    "The base's chat template refuses rows": refused_rows,
     "The disk is too small": no_space,
     "A part of the home is full": full_room,
     "The memory is too small": no_memory,
