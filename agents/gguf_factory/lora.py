@@ -36,7 +36,7 @@ def load_base(folder: Path, device: torch.device | None = None, dtype: torch.dty
     """
     try:
         config: Any = AutoConfig.from_pretrained(folder)
-        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config))
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
         fused = getattr(kind, "_supports_sdpa", True) and not getattr(config, "attn_logit_softcapping", None)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="sdpa" if fused else "eager"
@@ -175,13 +175,17 @@ class Network:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the normalised hidden states [supervised positions, width] that predict a batch's labels."""
-        states = self.causal.get_decoder()(
+        return self._states(batch)[:, :-1][batch.supervised]
+
+    def _states(self, batch: Batch) -> Tensor:
+        """Return the normalised hidden states [rows, length, width]."""
+        states: Tensor = self.causal.get_decoder()(
             input_ids=batch.input_ids,
             attention_mask=masks(self.causal.config, batch, self.head.weight.dtype),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-        return states[:, :-1][batch.supervised]
+        return states
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the sum of nats over the supervised tokens of a batch."""
@@ -216,6 +220,30 @@ class Network:
                 f"the head of the base model ({self.causal.config.model_type}) does more than multiply: the loss is "
                 f"{wanted:.4f} by the model's own logits and {got:.4f} by its matrix.",
                 advice="Choose a base whose head multiplies, scales or caps, such as those of docs/bases.md.",
+                field="base",
+            )
+
+    @torch.no_grad()
+    def check_apart(self, batch: Batch) -> None:
+        """Compare the last sample of a row with the same sample in a row of its own, where the row has several.
+
+        Raises:
+            LabError: CONFIGURATION, the architecture lets a token see more than its own sample.
+        """
+        starts = (batch.position_ids[0] == 0).nonzero().flatten().tolist()
+        if len(starts) < 2:
+            return
+        self.peft.eval()
+        row, last = slice(0, 1), slice(starts[-1], None)
+        packed = Batch(batch.input_ids[row], batch.labels[row], batch.position_ids[row], batch.tokens).to(self.device)
+        alone = Batch(packed.input_ids[:, last], packed.labels[:, last], packed.position_ids[:, last], batch.tokens)
+        ours, theirs = self._states(packed)[:, last].float(), self._states(alone).float()
+        tolerance = (1e-3 if self.head.weight.dtype == torch.float32 else 5e-2) * max(1.0, float(theirs.abs().max()))
+        if not float((ours - theirs).abs().max()) <= tolerance:
+            raise LabError(
+                Code.CONFIGURATION,
+                f"the base model ({self.causal.config.model_type}) does not keep the samples of a row apart.",
+                advice="Choose a base with attention in every layer, such as those of docs/bases.md.",
                 field="base",
             )
 

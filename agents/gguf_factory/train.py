@@ -144,6 +144,7 @@ def train(job: Job) -> StageResult:
         layers=options.lora_targets,
     )  # fmt: skip
     network.check_head(held_out.take([0]))
+    network.check_apart(rows.take([0]))
     fresh = {name: parameter.detach().clone() for name, parameter in network.parameters.items()}
     settings = Settings(
         options.learning_rate, options.weight_decay, min(options.micro_batch or options.batch_size, options.batch_size),

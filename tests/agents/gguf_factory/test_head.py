@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from agents.gguf_factory.lora import PLAIN, Head, Supervised, masks
-from tests.agents.gguf_factory.tiny import rows
+from agents.gguf_factory.rows import Batch
+from protocol import LabError
+from tests.agents.gguf_factory.tiny import network, rows
 
 
 @pytest.mark.parametrize("head", [PLAIN, Head(scale=0.25), Head(cap=3.0), Head(scale=2.0, cap=5.0)])
@@ -34,6 +36,14 @@ def test_a_heads_settings_are_read_from_the_config() -> None:
     assert Head.of(SimpleNamespace(logits_scaling=8.0)) == Head(scale=1 / 8)
     assert Head.of(SimpleNamespace(logit_scale=0.0625)) == Head(scale=0.0625)
     assert Head.of(SimpleNamespace(final_logit_softcapping=None)) == PLAIN
+
+
+def test_an_architecture_that_mixes_the_samples_of_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network()
+    net.check_apart(rows(2).take([0]))
+    monkeypatch.setattr(Batch, "mask", lambda self, *_: torch.zeros(1, 1, self.input_ids.shape[1], self.input_ids.shape[1]))
+    with pytest.raises(LabError, match="does not keep the samples of a row apart"):
+        net.check_apart(rows(2).take([0]))
 
 
 def test_layers_with_a_window_get_a_mask_of_their_own() -> None:
