@@ -214,11 +214,11 @@ class Decoder:
     def fits(causal: Any) -> bool:
         """Say whether a model is one for which this is written, in fp32 on the CPU."""
         config, head = causal.config, causal.get_output_embeddings()
-        plain = getattr(config, "sliding_window", None) is None and config.hidden_act == "silu"
+        plain = getattr(config, "sliding_window", None) is None and getattr(config, "hidden_act", None) == "silu"
         here = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in causal.parameters())
         return (
             type(causal).__name__ in KINDS and plain and here and head.bias is None
-            and not config.attention_dropout
+            and not getattr(config, "attention_dropout", 0)
             and all(isinstance(module, LoraLinear) for layer in causal.get_decoder().layers
                     for name, module in layer.named_modules() if name.endswith("_proj"))
         )  # fmt: skip

@@ -321,8 +321,11 @@ def _warnings(source: data.Source, train: data.Sizes, held_out: data.Sizes) -> I
 def run(job: Job) -> StageResult:
     """Check again where the job really runs, and keep the plan: the base may be gone, the disk fuller.
 
+    A base of an architecture that never went the whole way is tried here, while nothing is trained yet (`trial`).
+
     Raises:
-        LabError: as `plan`, for base and machine.
+        LabError: as `plan`, for base and machine; as `trial.run`.
+        Stopped: a stop was asked for.
     """
     base = bases.read(job.base)
     support.check(base)
@@ -330,6 +333,11 @@ def run(job: Job) -> StageResult:
     lab = configs.load()
     check_machine(job.run.plan, job.home)
     storage.check(job.run.plan, job.home, lab.storage, job.run.job)
+    tried: dict[str, float | None] | None = None
+    if base.architecture not in support.PROVEN:
+        from agents.gguf_factory import trial  # torch, which a plan for a proven base does without
+
+        tried = {name: gate.value for name, gate in trial.run(job, base, lab.tiers[job.run.route.tier]).items()}
     file = job.path(Stage.PLAN, "plan.json")
     file.write_text(json.dumps(job.run.plan.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     chosen = Parameters(**{name: value for name, value in job.parameters.items() if name in Parameters.model_fields})
@@ -337,5 +345,7 @@ def run(job: Job) -> StageResult:
     made_from = fingerprint(job.run.request, job.run.route, lab.tiers, Hashes(job.home), job.parameters)
     return StageResult(
         files=[file],
-        results={"base": str(base.folder), "uncalibrated_seconds": predicted, "fingerprint": key(made_from)},
+        results={
+            "base": str(base.folder), "uncalibrated_seconds": predicted, "fingerprint": key(made_from), "trial": tried,
+        },
     )

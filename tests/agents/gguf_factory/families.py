@@ -129,6 +129,19 @@ def gemma3(folder: Path) -> Path:
     return folder
 
 
+def granite(folder: Path) -> Path:
+    """Scaled logits, residuals and attention: an architecture that is known to all tools, but not to ours."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    first = _byte_level(folder, QWEN2, specials)
+    _qwen_settings(folder, "qwen2", specials, first)
+    _weights(
+        folder, "granite", vocab_size=first + len(specials), tie_word_embeddings=True, bos_token_id=first,
+        eos_token_id=first + 2, pad_token_id=first, logits_scaling=8.0, residual_multiplier=0.22, embedding_multiplier=12.0,
+        attention_multiplier=0.0156,
+    )  # fmt: skip
+    return folder
+
+
 FAMILIES = {
     family.name: family
     for family in (

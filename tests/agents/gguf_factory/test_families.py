@@ -105,7 +105,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
         rows = write_rows(root / f"{name}.jsonl", system=family.system)
         held_out = write_rows(root / f"{name}-eval.jsonl", 100, system=family.system)
         job = runs.make_job(root / name, base, dataset=str(rows), eval_dataset=str(held_out), parameters=PARAMETERS)
-        stages = tuple(item for item in pipeline.STAGES if item[0] in (Stage.PLAN, Stage.DATA, Stage.TRAIN, Stage.MERGE))
+        stages = tuple(item for item in pipeline.stages_for("edge") if item[0] in (Stage.PLAN, Stage.DATA, Stage.TRAIN, Stage.MERGE))
         pipeline.run(job, lambda line: None, stages)
         merged = job.path("merge", "model")
         job.path("convert").mkdir()
