@@ -36,6 +36,7 @@ from agents.gguf_factory.light import LightTokenizer
 from protocol import Code, LabError
 from protocol.job import Stage
 from tests.agents.gguf_factory import runs
+from tests.agents.gguf_factory.bases import ROOT
 from tests.agents.gguf_factory.families import FAMILIES, Family
 
 PARAMETERS: dict[str, Any] = {
@@ -240,3 +241,11 @@ def test_a_missing_part_of_the_weights_is_named(made: dict[str, Made], tmp_path:
     with pytest.raises(LabError, match="model-00002-of-") as caught:
         bases.read(folder)
     assert caught.value.code is Code.NOT_FOUND
+
+
+def test_the_documentation_names_every_family_that_is_proven(made: dict[str, Made]) -> None:
+    page = (ROOT / "docs" / "bases.md").read_text(encoding="utf-8")
+    for one in made.values():
+        base = bases.read(one.job.base)
+        assert base.architecture in support.PROVEN and base.config["model_type"] in sizes.FAMILIES
+        assert f"| `{base.architecture}` |" in page

@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from agents.gguf_factory import pretokenizer, toolchain
 from agents.gguf_factory.fidelity import ODD_TEXTS
 from agents.gguf_factory.pretokenizer import GPT2, KNOWN, LLAMA3, NEARLY, QWEN2, SPACES, Structure, UnknownStructure
+from tests.agents.gguf_factory.bases import ROOT
 from tests.agents.gguf_factory.families import byte_level, corpus
 
 LETTERS = (
@@ -178,3 +179,11 @@ LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "use_re
 def test_what_llama_cpp_has_nothing_for_is_named(content: dict[str, Any], words: str) -> None:
     with pytest.raises(UnknownStructure, match=words):
         pretokenizer.name(pretokenizer.structure(content))
+
+
+def test_the_documentation_names_every_row() -> None:
+    page = (ROOT / "docs" / "bases.md").read_text(encoding="utf-8")
+    for row in KNOWN:
+        names = " | ".join(f"`{name}`" if name else "-" for name in (row.merging, row.whole))
+        nearly = NEARLY.get(row.merging or row.whole or "")
+        assert f"| {row.family} | {names} | {f'nearly all: {nearly}' if nearly else 'equal'} |" in page

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agents.gguf_factory import fidelity, pipeline, trial
+from agents.gguf_factory.chat import Sample
 from agents.gguf_factory.job import Job
 from protocol import Code, LabError
 from protocol.job import Stage
@@ -43,6 +44,17 @@ def test_a_file_that_says_something_else_ends_the_job_before_training(job: Job, 
     with pytest.raises(LabError, match="Before training, on the base itself \\(GraniteForCausalLM\\): the gate f16_kl") as caught:
         pipeline.run(job, lambda line: None, PLAN)
     assert caught.value.code is Code.GATE_MISSED and not Path(job.path("train")).exists()
+
+
+def test_a_network_that_training_cannot_drive_is_named_before_training() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    samples = [Sample([1, 2, 3, 4], [False, False, True, True])] * 2
+    for kind, words in (("gpt2", "no linear layers"), ("bloom", "rows of several samples")):
+        config = AutoConfig.for_model(kind, vocab_size=8, hidden_size=16, n_embd=16, n_layer=1, n_head=2, num_attention_heads=2)
+        with pytest.raises(LabError, match=words) as caught:
+            trial.check_training(AutoModelForCausalLM.from_config(config), samples)
+        assert caught.value.code is Code.CONFIGURATION
 
 
 def test_the_trials_conversations_tell_wrong_ids_by_many_kinds_of_letters() -> None:
