@@ -109,7 +109,7 @@ $(STAMPS)/packages: $(STAMPS)/venv pyproject.toml constraints.txt
 
 $(STAMPS)/bench: $(STAMPS)/packages
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		$(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[bench]'
+		$(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[bench,bench-train]'
 	@touch $@
 
 $(STAMPS)/converter: $(STAMPS)/packages agents/gguf_factory/toolchain.py

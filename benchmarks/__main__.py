@@ -40,7 +40,13 @@ def main() -> None:
     if unknown := [name for name in options.names if name not in (*NAMES, *LONG)]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are: {', '.join((*NAMES, *LONG))}")
     for name in [] if options.report else options.names or NAMES:
-        result = measure(name, options.rounds, options.seed)
+        try:
+            result = measure(name, options.rounds, options.seed)
+        except ModuleNotFoundError as error:
+            if options.names:
+                raise SystemExit(f"{name}: {error}") from error
+            print(f"{name}: left out, {error}", flush=True)
+            continue
         path = result.save()
         print(f"{name}: {timedelta(seconds=round(result.seconds))} for {result.rounds} rounds, {path.name}", flush=True)
         for series in result.series:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "docs" / "results" / "benchmarks"
-PACKAGES = ("aiomqtt", "paho-mqtt", "pydantic", "dbos", "torch", "matplotlib")
+PACKAGES = ("aiomqtt", "paho-mqtt", "pydantic", "dbos", "torch", "transformers", "peft", "matplotlib")
 """Packages whose version moves a number."""
 
 
