@@ -7,13 +7,9 @@ from pathlib import Path
 from benchmarks.picture import draw
 from benchmarks.result import PROJECT, RESULTS, Result, Series
 
-<<<<<<< HEAD
-NAMES = ("calls", "transitions", "first_step", "same_again", "adapters", "cluster")
+NAMES = ("calls", "transitions", "first_step", "same_again", "adapters", "cluster", "training")
 LONG = ("small_jobs", "export")
 """Measured only when they are named: minutes each."""
-=======
-NAMES = ("calls", "transitions", "first_step", "same_again", "cluster", "training")
->>>>>>> c99d80e (benchmark: training on the CPU against TRL's best configuration)
 PAGE = PROJECT / "docs" / "results" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
