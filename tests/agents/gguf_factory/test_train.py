@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from agents.gguf_factory import train
 from agents.gguf_factory.job import Job, Stopped
-from agents.gguf_factory.loop import History
+from agents.gguf_factory.loop import History, Loop
 from agents.gguf_factory.train import Options, lesson, threads
 from protocol import Code, LabError
 from tests.agents.gguf_factory.tiny import PARAMETERS, make_job
@@ -71,6 +71,34 @@ def test_a_stopped_job_goes_on_to_the_same_adapter_and_numbers(tmp_path: Path) -
     assert measured(got.results) == measured(wanted.results)
     ours, theirs = (load_file(result.files[0]) for result in (got, wanted))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_twin_that_diverges_costs_the_lesson_and_not_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = Loop.run
+
+    def run(loop: Loop, evaluate_at: set[int]) -> History:
+        if loop.note == "control":
+            raise loop.diverged("loss", math.nan)
+        return learn(loop, evaluate_at)
+
+    monkeypatch.setattr(Loop, "run", run)
+    facts = train.run(make_job(tmp_path, max_steps=4)).results
+    assert facts["lesson"] is None and facts["steps"] == 4
+    assert facts["notes"] == ["control: the loss became nan at step 0; the last good checkpoint is kept."]
+
+
+def test_a_twin_learns_at_the_rate_that_the_run_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, learn = {}, Loop.run
+
+    def run(loop: Loop, evaluate_at: set[int]) -> History:
+        rates[loop.note] = loop.settings.learning_rate
+        history = learn(loop, evaluate_at)
+        history.rates = [] if loop.note else [(0, 0.25)]
+        return history
+
+    monkeypatch.setattr(Loop, "run", run)
+    facts = train.run(make_job(tmp_path, max_steps=4)).results
+    assert rates["control"] == facts["learning_rate"] == 0.25 * rates[""]
 
 
 def test_progress_tells_the_control_from_the_training(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ PRELUDE = """
 import os, sys, time
 from agents.gguf_factory import pipeline, work
 from agents.gguf_factory.job import StageResult, Stopped
-from protocol import Code, LabError
+from protocol import Code, LabError, Retry
 from protocol.job import Stage
 """
 EPILOGUE = """
@@ -88,6 +88,21 @@ def test_a_full_disk_fails_as_such_in_whoevers_words_and_even_if_the_log_is_full
     error = lines(out)[-1]["error"]
     assert error["code"] == Code.NO_SPACE and error["data"]["retry"] == "other-worker"
     assert "No space left" in error["message"] and "MB are free" in error["message"] and "Free some" in error["message"]
+
+
+@pytest.mark.parametrize(("retry", "left"), [("NEVER", False), ("LATER", True)])
+def test_stored_checkpoints_go_when_the_job_is_over_and_not_before(tmp_path: Path, retry: str, left: bool) -> None:
+    job = make_job(tmp_path / "home", make_base(tmp_path / "base"), checkpoints="store")
+    stored = tmp_path / "store" / "checkpoints" / "j1" / "checkpoints" / "x"
+    stored.parent.mkdir(parents=True)
+    stored.touch()
+    process = start(job.folder, f"""
+        def stage(job):
+            os.environ["MEETARA_STORE"] = {(tmp_path / "store").as_uri()!r}
+            raise LabError(Code.BAD_DATA, "No good.", retry=Retry.{retry})
+    """)  # fmt: skip
+    process.communicate(timeout=120)
+    assert process.returncode == 1 and stored.exists() is left
 
 
 def test_sigterm_lets_a_stage_save_and_ends_with_stopped(folder: Path) -> None:
