@@ -57,6 +57,8 @@ class Measurement:
     measured: dict[str, Measured] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    known: dict[tuple[ModelFile, tuple[int, ...]], tuple[float, int]] = field(default_factory=dict)
+    """Log-likelihoods of samples that a gate has read already; another one asks for the same."""
 
     def wanted(self, *names: str) -> bool:
         return any(name in self.rules and self.rules[name].level != "off" for name in names)
@@ -271,7 +273,10 @@ def perplexity(
     with file.open(n_ctx=state.subject.length, cores=cores) as model:
         for ids, mask in samples:
             state.check_stop()
-            found, tokens = model.log_likelihood(ids, mask)
+            key = file, (*ids, *mask)
+            if key not in state.known:
+                state.known[key] = model.log_likelihood(ids, mask)
+            found, tokens = state.known[key]
             total, count = total + found, count + tokens
     return math.exp(-total / count) if count else math.nan
 
