@@ -7,7 +7,6 @@ Knows nothing of models or optimisers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,8 @@ from typing import Any, Self
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from agents.gguf_factory.hashes import file_sha256
 
 KEEP = 2  # the newest, and one to fall back on when the disk damaged it
 NAME = re.compile(r"checkpoint-(\d{6,})(-pinned)?-([0-9a-f]{64})\.safetensors")
@@ -78,7 +79,7 @@ def save(
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, temporary, metadata={"meta": json.dumps(dict(meta))})
     sync(temporary)
-    name = Name(existing[-1].number + 1 if existing else 1, pinned, sha256(temporary))
+    name = Name(existing[-1].number + 1 if existing else 1, pinned, file_sha256(temporary))
     target = temporary.replace(folder / str(name))
     sync(folder)
     for old in outdated([*existing, name], keep):
@@ -109,7 +110,7 @@ def read(path: Path, wanted: str) -> Checkpoint:
     Raises:
         OSError, ValueError, KeyError, TypeError, SafetensorError: the file is missing, cut or changed.
     """
-    if sha256(path) != wanted:
+    if file_sha256(path) != wanted:
         raise ValueError("its hash differs")
     with safe_open(path, "pt") as file:
         meta = json.loads((file.metadata() or {})["meta"])
@@ -126,15 +127,6 @@ def outdated(kept: list[Name], keep: int = KEEP) -> list[Name]:
     """Return which of the checkpoints, oldest first, are neither of the newest `keep` nor the newest pinned one."""
     pinned = next((name for name in reversed(kept) if name.pinned), None)
     return [name for name in kept[: max(0, len(kept) - keep)] if name != pinned]
-
-
-def canonical(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from agents.gguf_factory import checkpoint
 from agents.gguf_factory.checkpoint import Name
+from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import Job
 from configs import Settings
 from protocol import Code, LabError, Retry
@@ -184,7 +185,7 @@ def fetch(files: Any, place: str, folder: Path, name: Name) -> bool:
     """Bring a stored checkpoint into a folder, whole or not at all; false: its bytes do not have its hash."""
     temporary = folder / FETCHED
     files.get_file(place, str(temporary))
-    if checkpoint.sha256(temporary) != name.sha256:
+    if file_sha256(temporary) != name.sha256:
         temporary.unlink()
         return False
     checkpoint.sync(temporary)

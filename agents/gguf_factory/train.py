@@ -19,8 +19,8 @@ import psutil
 import torch
 
 from agents.gguf_factory import machine
-from agents.gguf_factory.checkpoint import canonical, sha256
 from agents.gguf_factory.checkpoint_store import CheckpointStore
+from agents.gguf_factory.hashes import Hashes, file_sha256
 from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.loop import History, Loop, Settings
 from agents.gguf_factory.lora import Network, load_base
@@ -189,13 +189,13 @@ def train(job: Job) -> StageResult:
 def identity(job: Job, options: Options, source: Path) -> str:
     """Return a digest of everything that a run's result depends on, but for the machine."""
     facts = {
-        "rows": sha256(source),
-        "held_out": sha256(job.path("data", "held_out.safetensors")),
-        "base": {path.name: sha256(path) for path in sorted(job.base.glob("*.safetensors"))},
-        "config": sha256(job.base / "config.json"),
+        "rows": file_sha256(source),
+        "held_out": file_sha256(job.path("data", "held_out.safetensors")),
+        "base": {path.name: Hashes(job.home).sha256(path) for path in sorted(job.base.glob("*.safetensors"))},
+        "config": file_sha256(job.base / "config.json"),
         "options": vars(options),
     }
-    return hashlib.sha256(canonical(facts)).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def lesson(true: History, control: History | None) -> dict[str, float] | None:

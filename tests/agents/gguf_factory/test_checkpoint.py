@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agents.gguf_factory import checkpoint
+from agents.gguf_factory.hashes import file_sha256
 
 
 def save(folder: Path, value: int, pinned: bool = False) -> Path:
@@ -56,7 +57,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
 def test_a_file_with_the_hash_of_its_name_that_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
     stray = tmp_path / "stray"
     stray.write_text("not a tensor")
-    stray.rename(tmp_path / str(checkpoint.Name(3, False, checkpoint.sha256(stray))))
+    stray.rename(tmp_path / str(checkpoint.Name(3, False, file_sha256(stray))))
     found = checkpoint.load(tmp_path)
     assert found.checkpoint is None and "checkpoint-000003 is damaged" in found.damaged[0]
     assert checkpoint.load(tmp_path / "nowhere") == checkpoint.Found()
