@@ -118,16 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     for each in found.values():
-        values = read_header(each.exact).values
-        kind = str(values["general.architecture"])
-        model = lora.load_base(each.job.path("merge", "model")).eval()
-        texts = [list(range(3, 60))]
-        each.matrix, _ = imatrix.measure(
-            model, texts,
-            lambda names, kind=kind, values=values: toolchain.tensor_names(  # type: ignore[misc]
-                toolchain.folder(), kind, int(values[f"{kind}.block_count"]), names
-            ),
-        )  # fmt: skip
+        each.matrix, _ = imatrix.measure(each.exact, [list(range(3, 60))])
     return found
 
 
