@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from agents.gguf_factory import chat, data
@@ -53,6 +55,23 @@ def test_overlap_counts_held_out_rows_with_a_long_run_of_training_words() -> Non
     train = [row(" ".join(words))]
     held_out = [row("x " + ", ".join(words[5:18]).upper()), row(" ".join(words[5:17])), row("short")]
     assert data.overlap(train, held_out) == pytest.approx(1 / 3)
+
+
+TEXTS = st.lists(st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join), min_size=1, max_size=6)
+
+
+@given(TEXTS, TEXTS)
+def test_overlap_is_what_comparing_all_runs_gives(train: list[str], held_out: list[str]) -> None:
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[at : at + 3]) for at in range(len(words) - 2)}
+
+    def row(text: str) -> Row:
+        return Row(1, [{"role": "user", "content": "e f"}, {"role": "assistant", "content": text}])
+
+    known = set().union(*map(runs, train))
+    expected = {number for number, text in enumerate(held_out) if runs(text) & known}
+    assert data.overlapping(map(row, train), list(map(row, held_out)), 3).keys() == expected
 
 
 def test_a_data_set_changed_after_planning_is_refused(tmp_path: Path) -> None:

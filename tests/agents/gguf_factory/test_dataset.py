@@ -10,6 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agents.gguf_factory import dataset
 from protocol import Code, LabError
@@ -183,3 +185,24 @@ def test_broken_lines_are_counted_alike_with_windows_line_ends_and_a_bom(tmp_pat
 def test_a_windows_path_is_told_to_be_one(name: str) -> None:
     error = refused(name)
     assert "Windows path" in error.message and name in error.message and "/mnt/c" in error.advice
+
+
+SEEDS = [json.dumps({"messages": PAIR}) + "\n", json.dumps([{"question": "q\n1", "answer": "é"}] * 3, indent=1), 'question,answer\n"q, x","a\nb"\nq,a\n']
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(SEEDS), st.sampled_from(["", "gz", "zst"]), st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 9)), max_size=4))
+def test_no_damage_to_a_file_is_anything_but_an_error_with_its_name(
+    tmp_path: Path, text: str, packed: str, damages: list[tuple[float, bytes, int]]
+) -> None:
+    pack = {"gz": gzip.compress, "zst": zstandard.compress, "": bytes}[packed]
+    content = bytearray(pack(text.encode()))
+    for place, new, lost in damages:
+        at = int(place * len(content))
+        content[at : at + lost] = new
+    path = tmp_path / "rows.data"
+    path.write_bytes(content)
+    try:
+        assert dataset.read(str(path)).rows
+    except LabError as error:
+        assert error.code == Code.BAD_DATA and str(path) in error.message and error.advice
