@@ -270,7 +270,7 @@ def sizes_of(rows: Sequence[Row], folder: Path, length: int) -> Counted:
         return lambda: data.attempt(rows, lambda row: data.size(tokenizer, row, length))
     workers = max(1, min(MOST_BESIDE, (os.cpu_count() or 1) - 1))
     # spawned, not forked: numpy's threads run in this process
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (folder,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (folder, os.getpid()))
     parts = [rows[at : at + PART_ROWS] for at in range(0, len(rows), PART_ROWS)]
     pending = [pool.submit(_count, part, length) for part in parts]
 
@@ -288,9 +288,11 @@ PART_ROWS = 1000
 _tokenizer: LightTokenizer | None = None  # of a process beside
 
 
-def _begin(folder: Path) -> None:
+def _begin(folder: Path, parent: int) -> None:
     global _tokenizer
     lifeline.die_with_parent()
+    if os.getppid() != parent:  # it was killed while this process was starting, and nothing will ever come
+        os._exit(1)
     _tokenizer = LightTokenizer(bases.read(folder))
 
 

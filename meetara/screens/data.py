@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -68,7 +70,7 @@ async def _report(where: dict[str, Any], file: str, options: dict[str, Any], *, 
         command += ["--home", str(where["home"])]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        limit=LINE_LIMIT,
+        limit=LINE_LIMIT, start_new_session=True,  # with the processes that it starts it is a group of its own
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     errors = asyncio.ensure_future(process.stderr.read())
@@ -86,9 +88,9 @@ async def _report(where: dict[str, Any], file: str, options: dict[str, Any], *, 
         last = told[-1] if told else f"status {await process.wait()}"
         raise LabError(Code.INTERNAL, f"the check ended early: {last}.", advice="Free memory, or check a part of the rows.")
     finally:
-        if process.returncode is None:
+        if process.returncode is None:  # nothing of the group is left, also when it is interrupted while it starts
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         errors.cancel()
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
 from meetara.cli import app
-from meetara.screens.data import BLOCKS, _spread
+from meetara.screens.data import BLOCKS, _spread, check
 from protocol import Code
 from protocol.datacheck import Bin, DataReport, Spread
 
@@ -55,6 +62,29 @@ def test_a_file_that_is_not_there_and_wrong_options_exit_with_2(tmp_path: Path) 
     assert error["code"] == Code.BAD_DATA and "does not exist" in error["message"]
     told = call(written(tmp_path / "rows.jsonl"), "--param", "lora_r=none")
     assert told.exit_code == 2 and "lora_r" in told.stderr
+
+
+class Terminal(Console):
+    """A terminal that notes when the check has told of its progress."""
+
+    def __init__(self) -> None:
+        super().__init__(file=io.StringIO(), force_terminal=True)
+        self.told = asyncio.Event()
+
+    def status(self, *_: Any, **__: Any) -> Any:
+        return contextlib.nullcontext(SimpleNamespace(update=lambda _: self.told.set()))
+
+
+async def test_an_interrupted_check_leaves_no_process(tmp_path: Path) -> None:
+    terminal = Terminal()
+    rows = written(tmp_path / "rows.jsonl", *[json.dumps({**row, "n": n}) for n in range(40) for row in ROWS])
+    task = asyncio.create_task(check({}, str(rows), {}, strict=False, as_json=False, console=terminal))
+    await asyncio.wait_for(terminal.told.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    here = psutil.Process().children(recursive=True)
+    assert not [process for process in here if str(rows) in " ".join(process.cmdline())]
 
 
 def test_a_histogram_shows_where_rows_are_and_where_none_is() -> None:
