@@ -26,7 +26,7 @@ JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 
 class Joined:
-    """LoRA layers that read the same input, as one matrix; its rows are outputs, then ranks, its columns inputs, then ranks.
+    """Layers that read the same input, each with a LoRA or without, as one matrix; its rows are outputs, then ranks, its columns inputs, then ranks.
 
         [ W + s·B·A   s·B ]
         [     A        0  ]
@@ -36,17 +36,22 @@ class Joined:
 
     def __init__(self, layers: Sequence[Any], matrices: dict[Any, Tensor]) -> None:
         """`matrices` holds those of earlier layers: layers of one shape take turns in one."""
-        self.weights = [layer.get_base_layer().weight.detach() for layer in layers]
-        self.downs = [layer.lora_A[ADAPTER].weight for layer in layers]
-        self.ups = [layer.lora_B[ADAPTER].weight for layer in layers]
-        self.scale = float(layers[0].scaling[ADAPTER])
-        biases = [layer.get_base_layer().bias for layer in layers]
+        adapted = [isinstance(layer, LoraLinear) for layer in layers]
+        bases = [layer.get_base_layer() if has else layer for layer, has in zip(layers, adapted, strict=True)]
+        self.weights = [base.weight.detach() for base in bases]
+        self.downs, self.ups, self.scale = list[Tensor](), list[Tensor](), 1.0
+        for layer, has, weight in zip(layers, adapted, self.weights, strict=True):
+            self.downs.append(layer.lora_A[ADAPTER].weight if has else weight.new_empty(0, weight.shape[1]))
+            self.ups.append(layer.lora_B[ADAPTER].weight if has else weight.new_empty(len(weight), 0))
+            self.scale = float(layer.scaling[ADAPTER]) if has else self.scale
+        biases = [base.bias for base in bases]
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
         self.sizes = [len(weight) for weight in self.weights]
         self.outputs, self.inputs = sum(self.sizes), self.weights[0].shape[1]
         self.ranks = sum(map(len, self.downs))
         shape = (self.outputs + self.ranks, self.inputs + self.ranks)
-        self.matrix = matrices.setdefault((*self.sizes, *shape), torch.zeros(shape))
+        parts = self.inputs, *self.sizes, *map(len, self.downs)
+        self.matrix = matrices[parts] if parts in matrices else matrices.setdefault(parts, torch.zeros(shape))
         self.gain: Tensor | None = None
 
     def merge(self, gain: Tensor | None, kept: Tensor | None) -> None:
@@ -75,7 +80,7 @@ class Joined:
     ) -> Tensor:
         """Add to `gradients` those of A and B, and return that of x, without a value unless `deep`."""
         both = dy @ self.matrix[: self.outputs, None if deep else self.inputs :]
-        downs = both[:, -self.ranks :].t() @ x
+        downs = both[:, both.shape[1] - self.ranks :].t() @ x
         if self.gain is not None:
             downs *= self.gain
         row = rank = 0
@@ -85,7 +90,7 @@ class Joined:
             product = low[:, ranks].t() @ dy[:, rows]  # several times faster than its transpose
             gradients[up] = torch.mul(product.t(), self.scale, out=torch.empty_like(up))
             row, rank = rows.stop, ranks.stop
-        return both[:, : -self.ranks]
+        return both[:, : both.shape[1] - self.ranks]
 
 
 class Norm:
@@ -201,7 +206,7 @@ class Block:
 
 
 class Decoder:
-    """A causal language model with a LoRA of peft's on every linear layer but the head; see `fits`."""
+    """A causal language model with a LoRA of peft's on linear layers of its blocks; see `fits`."""
 
     def __init__(self, causal: Any, parameters: Sequence[Tensor], dropout: float) -> None:
         body, matrices = causal.get_decoder(), dict[Any, Tensor]()
@@ -219,7 +224,7 @@ class Decoder:
         return (
             type(causal).__name__ in KINDS and plain and here and head.bias is None
             and not getattr(config, "attention_dropout", 0)
-            and all(isinstance(module, LoraLinear) for layer in causal.get_decoder().layers
+            and all(isinstance(module, LoraLinear | torch.nn.Linear) for layer in causal.get_decoder().layers
                     for name, module in layer.named_modules() if name.endswith("_proj"))
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from agents.gguf_factory.flat import Decoder
 from agents.gguf_factory.lora import Network
 from agents.gguf_factory.rows import IGNORED, Batch, Rows
 from agents.gguf_factory.spans import Spans, alike
+from agents.gguf_factory.targets import ALL
 from tests.agents.gguf_factory.tiny import llama, network, packed, rows
 
 SIZES: dict[str, Any] = {
@@ -31,6 +32,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 SCALED = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
+SOME = "q_proj@1,k_proj,v_proj@1,down_proj@1"
 FAMILIES = {
     "llama": LlamaConfig(**SIZES),
     "llama with everything": LlamaConfig(
@@ -57,9 +59,9 @@ def model(config: Any) -> PreTrainedModel:
     return made
 
 
-def taught(config: Any, dropout: float = 0.0) -> Network:
+def taught(config: Any, dropout: float = 0.0, layers: str = ALL) -> Network:
     """A network whose B is not zero."""
-    net = Network(model(config), rank=4, alpha=8, dropout=dropout, seed=1)
+    net = Network(model(config), rank=4, alpha=8, dropout=dropout, seed=1, layers=layers)
     with torch.no_grad():
         for parameter in net.parameters.values():
             parameter.copy_(torch.randn(parameter.shape) * 0.1)
@@ -91,16 +93,16 @@ def uneven() -> Rows:
     return Rows(**found)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_are_those_of_peft(family: str) -> None:
-    net = taught(FAMILIES[family])
+@pytest.mark.parametrize(("family", "layers"), [*((family, ALL) for family in FAMILIES), ("qwen3", SOME)])
+def test_loss_and_gradients_are_those_of_peft(family: str, layers: str) -> None:
+    net = taught(FAMILIES[family], layers=layers)
     net.peft.train()
     assert net.flat is not None
     for batch in (rows().take([0, 1, 2]), uneven().take([0, 1, 2, 3, 4])):
         loss, gradients = learned(net, batch, net.flat)
         wanted, reference = learned(net, batch, None)
         assert loss == pytest.approx(wanted, abs=1e-6)
-        assert len(gradients) == 2 * 7 * 2
+        assert len(gradients) == (2 * 14 if layers == ALL else 2 * 5)
         for name, gradient in gradients.items():
             assert gradient.abs().max() > 1e-4
             torch.testing.assert_close(gradient, reference[name], rtol=1e-5, atol=1e-6)
