@@ -175,3 +175,18 @@ def test_the_template_is_found_where_transformers_keeps_it(base: Path) -> None:
 
 def test_llama_3s_cuts_have_a_name_for_both_ways_of_merging(base: Path) -> None:
     assert support.pre_name(bases.read(with_vocabulary(base, LLAMA3))) == "smaug-bpe"
+
+
+def test_a_hub_name_is_found_in_the_local_cache(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    place, revision = tmp_path / "hub" / "models--people--tiny", "0123456789abcdef0123456789abcdef01234567"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(revision)
+    (place / "blobs").mkdir()
+    snapshot = place / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(base.iterdir()):  # the cache holds files by content, and links to them by name
+        shutil.copy(file, place / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    found = bases.read(bases.resolve("people/tiny"))
+    assert found.folder == snapshot and found.architecture == "LlamaForCausalLM" and support.check(found) == []
