@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 
 from agents.gguf_factory import compression, records
 from agents.gguf_factory.formats import ACCEPTED, Messages, RowError, messages
-from agents.gguf_factory.place import limit_bytes, locate, opened, refuse, zipped
+from agents.gguf_factory.place import limit_bytes, locate, opened, refuse, too_large, zipped
 from protocol import LabError
 
 __all__ = ["Bad", "Dataset", "Row", "Scan", "digest", "locate", "read", "scan"]
@@ -131,6 +131,8 @@ def scan(uri: str, field: str = "dataset") -> Iterator[Scan]:
         sha256, size = _sha256(file), file.tell()
         if not size:
             raise refuse(place, field, "is empty", "It needs one question and answer per line.")
+        if size > (limit := limit_bytes()):
+            raise too_large(place, field, limit)
         file.seek(0)
         head = file.read(4)
         file.seek(0)

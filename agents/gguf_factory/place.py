@@ -139,9 +139,7 @@ def _fetch(place: str, field: str, copy: Any) -> None:
             while part := source.read(2**20):
                 copy.write(part)
                 if copy.tell() > limit:
-                    raise refuse(
-                        place, field, f"is more than {limit:,} bytes", f"Split it, or allow more with {LIMIT}."
-                    )
+                    raise too_large(place, field, limit)
     except LabError:
         raise
     except Exception as error:  # each file system raises its own client's errors; they share no base
@@ -197,6 +195,11 @@ def limit_bytes() -> int:
             advice="Correct or unset the environment variable.", field=LIMIT,
         )  # fmt: skip
     return int(told)
+
+
+def too_large(place: str, field: str, limit: int) -> LabError:
+    """Return the error that a data set has more bytes than are allowed."""
+    return refuse(place, field, f"is more than {limit:,} bytes", f"Split it, or allow more with {LIMIT}.")
 
 
 def refuse(place: str, field: str, what: str, advice: str, **data: Any) -> LabError:

@@ -107,6 +107,8 @@ def test_sizes_are_bounded_by_a_setting(tmp_path: Path, monkeypatch: pytest.Monk
     with fsspec.open("memory://big.jsonl", "wb") as file:
         file.write(PAIR * 100)
     assert "is more than 1,000 bytes" in refused("memory://big.jsonl").message
+    (tmp_path / "rows.jsonl").write_bytes(PAIR * 100)
+    assert "is more than 1,000 bytes" in refused(tmp_path / "rows.jsonl").message
     monkeypatch.setenv(place.LIMIT, "much")
     with pytest.raises(LabError) as caught:
         dataset.read("memory://big.jsonl")
