@@ -362,8 +362,8 @@ def no_mosquitto(ground: Ground) -> str:
 
 
 def too_large(ground: Ground) -> str:
-    ground.patch.setenv(place.LIMIT, "40")
-    return error_of(lambda: dataset.read(str(rows(ground, gzip.compress(ROW.encode() * 9), "sleep.jsonl.gz"))))
+    ground.patch.setenv(place.LIMIT, "100")
+    return error_of(lambda: dataset.read(str(rows(ground, gzip.compress(ROW.encode() * 99), "sleep.jsonl.gz"))))
 
 
 def several(ground: Ground) -> Path:
