@@ -26,8 +26,8 @@ ANYTHING = re.compile(r".*", re.DOTALL)
 
 FACTS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys((
-        "agent", "agents", "answer_to", "code", "domain", "field", "job", "key", "level", "logger", "machine", "message", "method",
-        "period", "report", "role", "stage", "state", "tier", "timer", "trace",
+        "action", "agent", "agents", "answer_to", "code", "domain", "field", "job", "key", "level", "logger", "machine", "message",
+        "method", "period", "program", "report", "role", "stage", "state", "tier", "timer", "trace",
     ), IDENTIFIER),
     "topic": TOPIC,
     **dict.fromkeys(("timestamp", "event", "broker", "listen", "file", "line", "reason", "note"), ANYTHING),

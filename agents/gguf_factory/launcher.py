@@ -164,7 +164,7 @@ class Launcher:
         async with self._starting:
             if control is not self._control:
                 return  # another start has seen it too
-            log.info("the warm process is replaced", why=why)
+            log.info("the warm process is replaced", reason=why)
             if kill and self._process is not None:
                 _kill(self._process)
             await self._let_go()

@@ -41,7 +41,7 @@ async def test_a_job_beyond_the_budget_is_refused_and_a_smaller_one_is_paid_for(
             assert error.code is Code.BUDGET
             needed = error.data["needed_micros"]
             assert needed > error.data["left_micros"] == error.data["cap_micros"] == 5_000_000
-            assert f"${needed / 1e6:.2f}"[:-1] in error.message and "$5.00 per day" in error.message
+            assert f"${needed // 10_000 / 100:.2f}" in error.message and "$5.00 per day" in error.message
             assert "$0.00 spent + $0.00 reserved" in error.message and "daily_usd" in error.advice
             refused = await snapshot_of(client, "dear")
             assert refused.state is State.REFUSED and refused.reason == str(error)
