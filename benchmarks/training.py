@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,7 @@ class Contestant:
                 stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=PROJECT,
             )  # fmt: skip
         self.log = Path(log.name)
+        self.process.send_signal(signal.SIGSTOP)
 
     def __enter__(self) -> Contestant:
         return self
@@ -75,14 +77,18 @@ class Contestant:
     def ask(self, do: str, **task: Any) -> Any:
         """Do a task and return its result.
 
+        In between the process is stopped: threads that spin while they wait would take a core from the others.
+
         Raises:
             RuntimeError: the process ended; the message is the end of its log.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(json.dumps({"do": do, **task}) + "\n")
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
             raise RuntimeError(self.log.read_text(encoding="utf-8", errors="replace")[-2000:])
+        self.process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
 

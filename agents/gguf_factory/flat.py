@@ -208,12 +208,12 @@ class Block:
 class Decoder:
     """A causal language model with a LoRA of peft's on linear layers of its blocks; see `fits`."""
 
-    def __init__(self, causal: Any, parameters: Sequence[Tensor], dropout: float) -> None:
+    def __init__(self, causal: Any, dropout: float) -> None:
         body, matrices = causal.get_decoder(), dict[Any, Tensor]()
         self.blocks = [Block(layer, matrices) for layer in body.layers]
         self.norm, self.angles = Norm(body.norm), body.rotary_emb
         self.embedding, self.head = body.embed_tokens.weight.detach(), causal.get_output_embeddings().weight.detach()
-        self.parameters, self.dropout = parameters, dropout
+        self.dropout = dropout
 
     @staticmethod
     def fits(causal: Any) -> bool:
@@ -228,21 +228,20 @@ class Decoder:
                     for name, module in layer.named_modules() if name.endswith("_proj"))
         )  # fmt: skip
 
-    def loss(self, batch: Batch, training: bool) -> Tensor:
-        """Return the sum of nats over the supervised tokens; dropout is drawn if `training`."""
-        loss: Tensor = Nats.apply(self, batch, training, torch.is_grad_enabled(), *self.parameters)
-        return loss
+    def draw(self, training: bool) -> list[list[Tensor | None]]:
+        """Draw what each block's As keep of their inputs: everything, unless `training`."""
+        return [block.draw(self.dropout if training else 0.0) for block in self.blocks]
 
-    def nats(self, batch: Batch, training: bool, gradients: dict[Tensor, Tensor] | None) -> Tensor:
-        """Return the sum of nats, and fill in the gradients of the adapter, if asked for."""
+    @torch.no_grad()
+    def nats(self, batch: Batch, kept: list[list[Tensor | None]], gradients: dict[Tensor, Tensor] | None) -> Tensor:
+        """Return the sum of nats over the supervised tokens, and fill in the gradients of the adapter, if asked for."""
         spans = Spans.of(batch, self.blocks[0].q, self.blocks[0].kv)
         x = self.embedding[spans.ids]
         cos, sin = self.angles(x, spans.positions[None])
         angles = tuple(t[0, :, None, : t.shape[-1] // 2] for t in (cos, sin))
         saved: list[Any] = []
-        for block in self.blocks:
-            kept = block.draw(self.dropout if training else 0.0)
-            x, state = block.forward(x, spans, angles, kept, block is self.blocks[-1])
+        for block, masks in zip(self.blocks, kept, strict=True):
+            x, state = block.forward(x, spans, angles, masks, block is self.blocks[-1])
             if gradients is not None:
                 saved.append(state)
             del state
@@ -254,22 +253,6 @@ class Decoder:
                 ends = block is self.blocks[0], block is self.blocks[-1]
                 d = block.backward(d, saved.pop(), spans, angles, gradients, *ends)
         return total
-
-
-class Nats(torch.autograd.Function):
-    """`Decoder.nats` for autograd; the gradients come with the loss."""
-
-    @staticmethod
-    def forward(ctx: Any, decoder: Decoder, batch: Batch, training: bool, learn: bool, *parameters: Tensor) -> Tensor:  # type: ignore[override]
-        gradients: dict[Tensor, Tensor] | None = {} if learn else None
-        total = decoder.nats(batch, training, gradients)
-        if gradients is not None:
-            ctx.save_for_backward(*(gradients[parameter] for parameter in parameters))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
-        return None, None, None, None, *torch._foreach_mul(ctx.saved_tensors, upstream.item())
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, wanted: Tensor, learn: bool) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from agents.gguf_factory.abreast import Abreast
 from agents.gguf_factory.flat import ADAPTER, Decoder
 from agents.gguf_factory.rows import Batch
 from agents.gguf_factory.targets import ALL, Module, select
@@ -164,9 +165,9 @@ class Network:
         found = Head.of(self.causal.config)
         self.logits = PLAIN if found == PLAIN else found
         self.parameters = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
-        self.flat: Decoder | None = None
+        self.flat: Abreast | None = None
         if self.logits is PLAIN and Decoder.fits(self.causal):
-            self.flat = Decoder(self.causal, list(self.parameters.values()), dropout)
+            self.flat = Abreast(self.causal, list(self.parameters.values()), dropout)
 
     @property
     def device(self) -> torch.device:
