@@ -8,31 +8,23 @@ Prints JSON lines: `{"progress": …}` while it works, last `{"report": …}` (p
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
-import multiprocessing
-import os
-import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import configs
 from agents.gguf_factory import base as bases
-from agents.gguf_factory import data, dataset, lifeline, near, plan, split, suspicion
+from agents.gguf_factory import data, dataset, lengths, lifeline, near, plan, split, suspicion
 from agents.gguf_factory.dataset import Bad, Dataset, Row
-from agents.gguf_factory.light import LightTokenizer
 from configs import Configs, Settings
 from protocol import Code, LabError
 from protocol.datacheck import (
     BadRows,
-    Bin,
     DataFile,
     DataReport,
     Division,
@@ -40,15 +32,12 @@ from protocol.datacheck import (
     Finding,
     Leak,
     Prediction,
-    Spread,
     Tokens,
-    Turns,
 )
 from protocol.job import PlanRequest, Route, TrainRequest
 
 LISTED = 20  # lines of bad rows in a report
 REASONS = 20  # different reasons in a report: a broken file has as many as rows
-BARS = 24  # of a histogram; they fit a terminal beside their numbers
 EVERY_ROWS = 2000  # between two words of progress
 
 Progress = Callable[[str, int, int | None], None]
@@ -103,7 +92,7 @@ def check(
     unknown: list[LabError] = []
 
     tokens = None
-    counts: list[tuple[_File, str, Counted]] = []
+    counts: list[tuple[_File, str, lengths.Counted]] = []
     try:
         folder = bases.resolve(route.base)
         plan.checked_tokenizer(bases.read(folder))
@@ -111,7 +100,7 @@ def check(
         unknown.append(error)
     else:
         counts = [
-            (file, name, sizes_of(file.rows, folder, chosen.sequence_length))
+            (file, name, lengths.sizes_of(file.rows, folder, chosen.sequence_length))
             for file, name in ((train, "dataset"), (evaluation, "eval_dataset")) if file is not None
         ]  # fmt: skip
     twins = near.Twins()
@@ -140,7 +129,7 @@ def check(
             continue
         sizes |= {id(row): size for row, size in zip(file.rows, found_sizes, strict=True)}
         if file is train and train.rows:
-            tokens = _tokens(found_sizes, route.base, chosen.sequence_length)
+            tokens = lengths.tokens(found_sizes, route.base, chosen.sequence_length)
 
     progress("division", 0, None)
     division = prediction = None
@@ -161,7 +150,7 @@ def check(
     warned = any(finding.level == "warning" for finding in findings)
     return DataReport(
         verdict="unusable" if problems else "warnings" if warned else "good",
-        data=train.facts, eval_data=evaluation.facts if evaluation else None, turns=_turns(train.rows), tokens=tokens,
+        data=train.facts, eval_data=evaluation.facts if evaluation else None, turns=lengths.turns(train.rows), tokens=tokens,
         near_duplicates=len(repeated), division=division, prediction=prediction,
         findings=sorted(findings, key=lambda finding: (finding.level != "warning", -finding.rows)),
         problems=[error.body() for error in problems], unknown=[error.body() for error in unknown],
@@ -251,93 +240,6 @@ def _twins(twins: Sequence[near.Twin], file: _File) -> Finding:
 
 
 NEAR_SHARE = 0.05  # of the rows: public instruction sets have 1-3 % and train well; above, a few texts outweigh the rest
-
-
-Counted = Callable[[], tuple[list[data.Size], list[tuple[int, str]]]]
-"""Waits for the sizes of rows, and for line and reason of rows that the chat template refuses."""
-
-
-def sizes_of(rows: Sequence[Row], folder: Path, length: int) -> Counted:
-    """Begin to count the tokens of rows, in processes beside this one where there are many.
-
-    Args:
-        rows: what to count.
-        folder: the base, whose tokenizer and template count.
-        length: sequence_length.
-    """
-    if len(rows) < BESIDE_ROWS:
-        tokenizer = LightTokenizer(bases.read(folder))
-        return lambda: data.attempt(rows, lambda row: data.size(tokenizer, row, length))
-    workers = max(1, min(MOST_BESIDE, (os.cpu_count() or 1) - 1))
-    # spawned, not forked: numpy's threads run in this process
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (folder, os.getpid()))
-    parts = [rows[at : at + PART_ROWS] for at in range(0, len(rows), PART_ROWS)]
-    pending = [pool.submit(_count, part, length) for part in parts]
-
-    def result() -> tuple[list[data.Size], list[tuple[int, str]]]:
-        with pool:
-            done = [future.result() for future in pending]
-        return [size for sizes, _ in done for size in sizes], [line for _, refused in done for line in refused]
-
-    return result
-
-
-BESIDE_ROWS = 5000  # below, a process would take longer to start than to count
-MOST_BESIDE = 3
-PART_ROWS = 1000
-_tokenizer: LightTokenizer | None = None  # of a process beside
-
-
-def _begin(folder: Path, parent: int) -> None:
-    global _tokenizer
-    lifeline.die_with_parent()
-    if os.getppid() != parent:  # it was killed while this process was starting, and nothing will ever come
-        os._exit(1)
-    _tokenizer = LightTokenizer(bases.read(folder))
-
-
-def _count(rows: Sequence[Row], length: int) -> tuple[list[data.Size], list[tuple[int, str]]]:
-    assert _tokenizer is not None
-    tokenizer = _tokenizer
-    return data.attempt(rows, lambda row: data.size(tokenizer, row, length))
-
-
-def _tokens(found: Sequence[data.Size], base: str, length: int) -> Tokens:
-    return Tokens(
-        base=base, sequence_length=length, total=sum(size.tokens for size in found),
-        row=_spread([size.tokens for size in found]), cut_rows=sum(size.tokens > length for size in found),
-        truncated=sum(size.truncated for size in found), skipped=sum(size.skipped for size in found),
-        continued=sum(size.continued for size in found),
-    )  # fmt: skip
-
-
-def _turns(rows: Sequence[Row]) -> Turns | None:
-    if not rows:
-        return None
-    answers = [sum(turn["role"] == "assistant" for turn in row.messages) for row in rows]
-    return Turns(
-        answers=_spread(answers), several=sum(count > 1 for count in answers),
-        system=sum(row.messages[0]["role"] == "system" for row in rows),
-    )  # fmt: skip
-
-
-def _spread(values: Sequence[int]) -> Spread:
-    ordered = sorted(values)
-    least, most = ordered[0], ordered[-1]
-    edges = sorted({least, *(round(least + (most - least + 1) * (step / BARS)) for step in range(1, BARS)), most + 1})
-    if least > 0 and most > 4 * statistics.median(ordered):  # a long tail: equal bars would show one of them
-        factor = ((most + 1) / least) ** (1 / BARS)
-        edges = sorted({least, *(math.ceil(least * factor**step) for step in range(1, BARS)), most + 1})
-    bins = [Bin(low=low, high=high - 1, rows=0) for low, high in itertools.pairwise(edges)]
-    at = 0
-    for value in ordered:
-        while value > bins[at].high:
-            at += 1
-        bins[at].rows += 1
-    return Spread(
-        least=least, median=round(statistics.median(ordered)), p95=ordered[math.ceil(0.95 * len(ordered)) - 1], most=most,
-        bins=bins,
-    )  # fmt: skip
 
 
 def _divide(train: _File, evaluation: _File | None) -> data.Source:

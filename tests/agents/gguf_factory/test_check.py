@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.gguf_factory import check, data, plan
+from agents.gguf_factory import check, plan
 from configs import Settings
 from protocol import Code, LabError
 from protocol.datacheck import DataReport, Finding
@@ -130,20 +130,3 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path, base: Path) -> N
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(QA.read_bytes())[:-20])
     with pytest.raises(LabError, match="in the middle of its compressed data"):
         report(tmp_path / "rows.jsonl.gz", base)
-
-
-def test_tokens_are_counted_alike_in_a_process_beside(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = check._read(str(QA), "dataset", check.silent).rows[:60]
-    here = check.sizes_of(some, base, 64)()
-    monkeypatch.setattr(check, "BESIDE_ROWS", 1)
-    monkeypatch.setattr(check, "PART_ROWS", 25)
-    assert check.sizes_of(some, base, 64)() == here
-    assert data.Sizes.of(here[0]).tokens == sum(sum(size.lengths) for size in here[0]) and not here[1]
-
-
-@pytest.mark.parametrize("values", [[5], [3, 3, 3], [1, 2, 900], list(range(1, 2000)), [7, 8, 9, 10_000], [1] * 50 + [2]])
-def test_a_histogram_holds_every_value_once(values: list[int]) -> None:
-    spread = check._spread(values)
-    assert sum(one.rows for one in spread.bins) == len(values) and len(spread.bins) <= check.BARS
-    assert spread.bins[0].low == spread.least == min(values) and spread.bins[-1].high == spread.most == max(values)
-    assert all(earlier.high + 1 == later.low for earlier, later in zip(spread.bins, spread.bins[1:], strict=False))
