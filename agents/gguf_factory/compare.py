@@ -71,15 +71,9 @@ class Row:
 class GgufTokenizer:
     """The part of a tokenizer that `chat` uses, from a loaded GGUF."""
 
-    def __init__(self, model: Model, file: Path) -> None:
+    def __init__(self, model: Model) -> None:
         """Raises: LabError BAD_DATA, the file has no chat template."""
-        found = model.chat_template
-        if found is None:
-            raise LabError(
-                Code.BAD_DATA, f"{file} has no chat template: it is not a chat model.",
-                advice="Name a model that was tuned on conversations.", file=str(file),
-            )  # fmt: skip
-        self._model, self._template = model, found
+        self._model, self._template = model, model.conversation_template()
         self.eos_token_id: int | None = model.eos
 
     def apply_chat_template(
@@ -179,7 +173,7 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="meetara-quantise-") as name:
         folder = Path(name)
         with llama.load(request.file, n_ctx=LENGTH, threads=_threads(request.file), exact=True) as exact:
-            tokenizer = GgufTokenizer(exact, request.file)
+            tokenizer = GgufTokenizer(exact)
             samples = list(bounded(samples_of(request.data, tokenizer), TOKENS))
             tokens = sum(len(sample.ids) for sample in samples)
             check_space(folder, request.file, 4 * tokens * exact.vocabulary_size)
@@ -293,7 +287,7 @@ def produce(
                     advice="Give --data FILE, or --no-imatrix to round plainly.", field="data",
                 )  # fmt: skip
             with llama.load(request.file, n_ctx=LENGTH) as model:
-                matrix = _matrix(request, GgufTokenizer(model, request.file), Path(name), stop, progress)
+                matrix = _matrix(request, GgufTokenizer(model), Path(name), stop, progress)
         progress(note=f"quantising to {kind}")
         output = Path(name) / "quantiser.log"
         quantise.quantise(request.file, target, kind, matrix[0], stop=stop, output=output)

@@ -105,6 +105,19 @@ class Model:
         text = llama_cpp.llama_model_chat_template(self._model, None)
         return None if text is None else text.decode("utf-8")
 
+    def conversation_template(self) -> str:
+        """Return the chat template in the file.
+
+        Raises:
+            LabError: BAD_DATA, it has none.
+        """
+        if (found := self.chat_template) is None:
+            raise LabError(
+                Code.BAD_DATA, f"{self.path} has no chat template: it is not a chat model.",
+                advice="Name a model that was tuned on conversations.", file=str(self.path),
+            )  # fmt: skip
+        return found
+
     def value(self, key: str) -> str | None:
         """Return one of the file's key-value pairs as text, or None where it has none."""
         return _text(lambda buffer, size: llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, size))

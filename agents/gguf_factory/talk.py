@@ -197,12 +197,7 @@ def serve(file: Path, questions: TextIO, out: TextIO, *, base: Path | None = Non
         threads = llama.threads_for(whole, os.cpu_count() or 1) if whole.is_file() else 1
         with llama.load(whole, n_ctx=min(context_length(whole), CONTEXT_LIMIT), threads=threads) as model:
             lora = switch(model, file) if base else None
-            template = model.chat_template
-            if template is None:
-                raise LabError(
-                    Code.BAD_DATA, f"{whole} has no chat template: it is not a chat model.",
-                    advice="Name a model that was tuned on conversations.", file=str(whole),
-                )  # fmt: skip
+            template = model.conversation_template()
             ready = {"file": str(whole), "bytes": whole.stat().st_size, "context": model.n_ctx, "adapter": lora}
             write(out, {"ready": ready})
             for line in questions:

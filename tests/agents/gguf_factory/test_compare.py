@@ -169,7 +169,7 @@ def test_wrong_usage_exits_with_2(options: list[str]) -> None:
 def test_the_tokenizer_of_the_file_is_enough_for_the_matrix(f16: Path, exported: Job, tmp_path: Path) -> None:
     matrix = imatrix.read(exported.path("quantise", quantise.IMATRIX))
     with compare.llama.load(f16, n_ctx=512) as model:
-        samples = compare.samples_of(str(exported.path("data", "train.jsonl")), compare.GgufTokenizer(model, f16))
+        samples = compare.samples_of(str(exported.path("data", "train.jsonl")), compare.GgufTokenizer(model))
         found, _ = imatrix.measure(f16, (sample.ids for sample in samples))
     assert {name: values.round(2).tolist()[:3] for name, values in found.items()} == {
         name: values.round(2).tolist()[:3] for name, values in matrix.items()
