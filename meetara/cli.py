@@ -19,6 +19,14 @@ app = typer.Typer(
 JobId = Annotated[
     str, typer.Argument(metavar="JOB", help="The job's id (see `meetara jobs`).", autocompletion=complete.jobs)
 ]  # fmt: skip
+Base = Annotated[str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False,
+        autocompletion=complete.parameters,
+    ),
+]  # fmt: skip
 
 
 def _where(home: Path | None, host: str | None, port: int | None, lab: str | None) -> dict[str, Any]:
@@ -89,20 +97,12 @@ def train(
             "--tier", help="starter, lightning, fast, balanced or quality.", show_default=False, autocompletion=complete.tiers
         ),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)
-    ] = None,
+    base: Base = None,
     priority: Annotated[int, typer.Option("--priority", help="1 normal, 2 high, 3 critical.")] = 1,
     id: Annotated[
         str | None, typer.Option("--id", help="The job's id; the same request again is the same job.", show_default=False)
     ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False,
-            autocompletion=complete.parameters,
-        ),
-    ] = None,
+    param: Parameters = None,
     profile: Annotated[
         Profile, typer.Option("--profile", help="edge: one merged file. adapter: a LoRA file on a base that others share.")
     ] = "edge",
@@ -524,16 +524,8 @@ def check_data(
         str | None,
         typer.Option("--tier", help="Whose base and parameters count.", show_default=False, autocompletion=complete.tiers),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False,
-            autocompletion=complete.parameters,
-        ),
-    ] = None,
+    base: Base = None,
+    param: Parameters = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 when there are warnings.")] = False,
     home: Home = None,
     as_json: Json = False,
