@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from starter.corpus import OVERLAP, ROWS_PER_DOMAIN, WITHHELD_DOMAINS
+from agents.gguf_factory.curves import Line, draw
+from agents.gguf_factory.data import RUN_WORDS
+from starter.corpus import ROWS_PER_DOMAIN, WITHHELD_DOMAINS
 from starter.model import Llama, Shape
 from starter.pretrain import bits_per_byte, held_out, load
 
@@ -58,32 +60,9 @@ def by_part(model: Llama, data: Path, tokenizer: Path) -> dict[str, float]:
 
 def picture(curve: list[dict[str, float]]) -> str:
     """Draw held-out bits per byte over tokens as SVG."""
-    width, height, left, bottom = 560, 240, 56, 36
-    most = max(point["tokens"] for point in curve)
-    low = min(point["bits_per_byte"] for point in curve) * 0.97
-    high = max(point["bits_per_byte"] for point in curve) * 1.01
-
-    def place(point: dict[str, float]) -> str:
-        x = left + (width - left - 16) * point["tokens"] / most
-        y = 12 + (height - bottom - 12) * (high - point["bits_per_byte"]) / (high - low)
-        return f"{x:.1f},{y:.1f}"
-
-    labels = "".join(
-        f'<circle cx="{place(point).split(",")[0]}" cy="{place(point).split(",")[1]}" r="3" fill="#2f6fde"/>'
-        f'<text x="{place(point).split(",")[0]}" y="{float(place(point).split(",")[1]) - 8:.1f}" font-size="11"'
-        f' text-anchor="middle" fill="#777">{point["bits_per_byte"]:.2f}</text>'
-        for point in curve
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
-        f'<line x1="{left}" y1="{height - bottom}" x2="{width - 16}" y2="{height - bottom}" stroke="#999"/>'
-        f'<line x1="{left}" y1="12" x2="{left}" y2="{height - bottom}" stroke="#999"/>'
-        f'<polyline points="{" ".join(map(place, curve))}" fill="none" stroke="#2f6fde" stroke-width="2"/>{labels}'
-        f'<text x="{width - 16}" y="{height - 12}" text-anchor="end" font-size="12" fill="#777">'
-        f"{most / 1e6:.1f} M tokens</text>"
-        f'<text x="8" y="{height / 2:.0f}" font-size="12" fill="#777" transform="rotate(-90 16 {height / 2:.0f})">'
-        "bits per byte</text></svg>\n"
-    )
+    points = [(point["tokens"] / 1e6, point["bits_per_byte"]) for point in curve]
+    title = "Pre-training of the starter base"
+    return draw([Line("held-out", points, "#c2562d")], title, y="bits per byte", x="million tokens")
 
 
 def card(model: Llama, meta: dict[str, Any], values: dict[str, float], mix: dict[str, int]) -> str:
@@ -128,7 +107,7 @@ The curve is measured on a fixed part of the same documents; its values are in [
 Instruction rows: at most {ROWS_PER_DOMAIN} of each domain; left out for their licences: {", ".join(sorted(WITHHELD_DOMAINS))}, and
 the recipes of the pre-training text.
 
-An answer that shares {OVERLAP} words in a row with an answer of the domains' evaluation files is left out too.
+An answer that shares {RUN_WORDS} words in a row with an answer of the domains' evaluation files is left out too.
 
 Muon on the matrices, Adam on the rest, constant rate and then a linear decay; no token sees another document; it began
 with {(meta["from"] and "the weights of the version before, which had seen 3.4 M tokens") or "random weights"}. The scripts

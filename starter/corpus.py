@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import zstandard
+
+from agents.gguf_factory.data import runs
 
 DOCUMENT = "<|doc|>"
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -32,7 +33,6 @@ WITHHELD_DOMAINS = {
     "cooking",
 }
 ROWS_PER_DOMAIN = 600  # so that the largest domains do not drown the small ones in the instruction share
-OVERLAP = 13  # words in a row that two texts share by copying, hardly by chance; the data's own rule
 ANSWER_CHARACTERS = (24, 900)  # shorter answers teach nothing but the marker, longer ones fill the context
 
 
@@ -49,22 +49,16 @@ def documents(folder: Path, part: str) -> Iterator[str]:
             yield stripped
 
 
-def runs(text: str) -> set[str]:
-    """Return all runs of OVERLAP words of a text, case and punctuation folded."""
-    words = re.sub(r"[\W_]+", " ", text.casefold()).split()
-    return {" ".join(words[i : i + OVERLAP]) for i in range(len(words) - OVERLAP + 1)}
-
-
-def evaluated(folder: Path) -> set[str]:
+def evaluated(folder: Path) -> set[tuple[str, ...]]:
     """Return all runs of words in the answers that finished models are evaluated on."""
-    found: set[str] = set()
+    found: set[tuple[str, ...]] = set()
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            found |= runs(json.loads(line)["output"])
+            found.update(runs(json.loads(line)["output"]))
     return found
 
 
-def chat_rows(folder: Path, seed: int, avoid: Set[str] = frozenset()) -> list[list[tuple[str, str]]]:
+def chat_rows(folder: Path, seed: int, avoid: Set[tuple[str, ...]] = frozenset()) -> list[list[tuple[str, str]]]:
     """Return instruction rows of the permissive domains as lists of (marker, text) turns.
 
     Args:

@@ -76,41 +76,44 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 def picture(curve: Mapping[str, Any], title: str) -> str | None:
     """Return the picture of train/curve.json as SVG, or None where nothing was recorded."""
     drawn = lines(curve)
-    if not drawn:
-        return None
+    return draw(drawn, title, y="loss, nats per answer token", x="optimiser steps") if drawn else None
+
+
+def draw(drawn: Sequence[Line], title: str, *, y: str, x: str) -> str:
+    """Return lines with at least one point each as SVG; `y` and `x` say what their values and steps are."""
     values = [value for line in drawn for _, value in line.points]
     low, high = min(values), max(values)
     margin = 0.05 * (high - low or abs(high) or 1.0)
     low, high = low - margin, high + margin
     last = max(step for line in drawn for step, _ in line.points) or 1
 
-    def x(step: float) -> float:
+    def across(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / last
 
-    def y(value: float) -> float:
+    def down(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
 
     told = ", ".join(f"{line.name} {line.points[0][1]:.3g} to {line.points[-1][1]:.3g}" for line in drawn)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11" role="img">',
-        f"<title>{escape(title)}</title>", f"<desc>{escape(told)}; nats per answer token over {last:g} steps</desc>",
+        f"<title>{escape(title)}</title>", f"<desc>{escape(told)}; {escape(y)} over {last:g} {escape(x)}</desc>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
         f'<text x="{LEFT}" y="20" font-size="13" fill="{INK}">{escape(title)}</text>',
     ]  # fmt: skip
     for value in ticks(low, high):
-        parts.append(f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="{FAINT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="{INK}">{value:g}</text>')
+        parts.append(f'<path d="M{LEFT} {down(value):.1f}H{WIDTH - RIGHT}" stroke="{FAINT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4:.1f}" text-anchor="end" fill="{INK}">{value:g}</text>')
     for step in filter(float.is_integer, ticks(0, last, 6)):
-        parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="{INK}">{step:g}</text>')
+        parts.append(f'<text x="{across(step):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="{INK}">{step:g}</text>')
     for line in drawn:
-        parts += _drawn(line, x, y)
+        parts += _drawn(line, across, down)
     at = -math.inf
-    for line in sorted(drawn, key=lambda line: y(_last(line))):
-        at = max(at + LEAST_GAP, y(_last(line)))
+    for line in sorted(drawn, key=lambda line: down(_last(line))):
+        at = max(at + LEAST_GAP, down(_last(line)))
         parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{at + 4:.1f}" fill="{line.colour}">{escape(line.name)}</text>')
     parts += [
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end" fill="{INK}">optimiser steps</text>',
-        f'<text x="{LEFT}" y="{TOP - 8}" fill="{INK}">loss, nats per answer token</text>',
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end" fill="{INK}">{escape(x)}</text>',
+        f'<text x="{LEFT}" y="{TOP - 8}" fill="{INK}">{escape(y)}</text>',
         "</svg>",
     ]
     return "\n".join(parts) + "\n"

@@ -226,7 +226,7 @@ def overlapping(train: Iterable[Row], held_out: Sequence[Row], length: int = RUN
     """
     wanted: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(held_out):
-        for run in {run for turn in row.messages if turn["role"] == "assistant" for run in _runs(turn["content"], length)}:
+        for run in {run for turn in row.messages if turn["role"] == "assistant" for run in runs(turn["content"], length)}:
             wanted.setdefault(run, []).append(number)
     known = {word for run in wanted for word in run}
     hit: dict[int, Row] = {}
@@ -242,7 +242,8 @@ def overlapping(train: Iterable[Row], held_out: Sequence[Row], length: int = RUN
     return hit
 
 
-def _runs(text: str, length: int) -> Iterable[tuple[str, ...]]:
+def runs(text: str, length: int = RUN_WORDS) -> Iterable[tuple[str, ...]]:
+    """Yield all runs of `length` words of a text, case and punctuation folded."""
     words = normalise(text).split()
     return (tuple(words[start : start + length]) for start in range(len(words) - length + 1))
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents.gguf_factory.data import runs
 from starter import pretrain
-from starter.corpus import Stream, runs
+from starter.corpus import Stream
 from starter.model import Llama, Samples, Shape
 from starter.pretrain import BOS, Run
 
@@ -124,5 +125,5 @@ def test_conversations_whose_answers_are_evaluated_are_left_out(tmp_path: Path) 
     answer = "Keep the room dark and cool, and get up at the same time every day of the week."
     rows = [{"instruction": "How?", "input": "", "output": text} for text in (answer, "Something else that is long enough.")]
     (tmp_path / "sleep.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    kept = chat_rows(tmp_path, 0, runs(f"She said: {answer.upper()}"))
+    kept = chat_rows(tmp_path, 0, set(runs(f"She said: {answer.upper()}")))
     assert [turns[1][1] for turns in kept] == ["Something else that is long enough."]
