@@ -1,13 +1,29 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from agents.gguf_factory import adapter, convert, pipeline, publish, quantise, shared_base, validate
 from agents.gguf_factory.job import Job, StageResult
+from agents.gguf_factory.pipeline import StageRun
+from configs import GateRule
 from protocol.job import Stage
 from tests.agents.gguf_factory import adapters, exports
+
+
+def _export(job: Job, converted: StageRun, quantised: StageRun, rules: Mapping[str, GateRule], general: Path) -> None:
+    """Do the stages from convert to publish."""
+
+    def validated(job: Job) -> StageResult:
+        return validate.run(job, rules, general)
+
+    pipeline.run(
+        job, lambda line: None,
+        stages=((Stage.CONVERT, converted), (Stage.QUANTISE, quantised), (Stage.VALIDATE, validated),
+                (Stage.PUBLISH, publish.run)),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -17,15 +33,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = exports.prepare(root)
     general = root / "general.txt"
     general.write_text(exports.GENERAL)
-
-    def validated(job: Job) -> StageResult:
-        return validate.run(job, exports.rules(), general)
-
-    pipeline.run(
-        job, lambda line: None,
-        stages=((Stage.CONVERT, convert.run), (Stage.QUANTISE, quantise.run), (Stage.VALIDATE, validated),
-                (Stage.PUBLISH, publish.run)),
-    )  # fmt: skip
+    _export(job, convert.run, quantise.run, exports.rules(), general)
     return job
 
 
@@ -38,13 +46,5 @@ def general(exported: Job) -> Path:
 def adapted(exported: Job, tmp_path_factory: pytest.TempPathFactory, general: Path) -> Job:
     """A job of the profile adapter with all stages from convert to publish done; tests read it."""
     job = adapters.prepare(exported, tmp_path_factory.mktemp("adapted"))
-
-    def validated(job: Job) -> StageResult:
-        return validate.run(job, exports.rules("adapter"), general)
-
-    pipeline.run(
-        job, lambda line: None,
-        stages=((Stage.CONVERT, adapter.run), (Stage.QUANTISE, shared_base.run), (Stage.VALIDATE, validated),
-                (Stage.PUBLISH, publish.run)),
-    )  # fmt: skip
+    _export(job, adapter.run, shared_base.run, exports.rules("adapter"), general)
     return job
