@@ -81,6 +81,9 @@ class TrainRequest(Strict):
     priority: int = Field(default=1, ge=1, le=3, description="1 normal, 2 high, 3 critical")
     quantisation: str | None = Field(default=None, description="GGUF type, default Q4_K_M")
     budget_usd: float | None = Field(default=None, ge=0, description="most this job may cost")
+    deadline_hours: float | None = Field(default=None, gt=0, description="no machine is chosen on which it would take longer")
+    providers: list[str] | None = Field(default=None, description="whose machines may be taken; default: all that are configured")
+    untrusted_hosts: bool = Field(default=False, description="whether machines of strangers (marketplaces) may get the data")
     checkpoints: Literal["machine", "store"] | None = Field(
         default=None, description="where they go; store: another machine can go on; default: store unless it is local"
     )

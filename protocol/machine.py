@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import Field
 
@@ -28,6 +29,8 @@ class Card(Strict):
     methods: dict[str, str] = Field(description="method to sha256 of its params and result schema")
     slots: int = Field(default=0, description="jobs it can train at once (factories)")
     device: Device | None = None
+    provider: str = Field(default="local", description="whose machine it is (factories)")
+    rental: str | None = Field(default=None, description="the rented instance that it runs on, as the orchestrator names it")
 
 
 class Presence(Strict):
@@ -48,30 +51,90 @@ class ProviderStatus(Strict):
     at: datetime
 
 
+class Listing(Strict):
+    """What a provider sells, without a job: a type of machine, or one machine of a marketplace. The price is of all of it."""
+
+    provider: str
+    id: str = Field(description="what the provider launches: an ask, or a type in a region")
+    gpu: str = Field(default="", description="the vendor-neutral name, e.g. A100; empty: none")
+    gpus: int = 0
+    gpu_memory_bytes: int = Field(default=0, description="of one GPU")
+    cores: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int | None = Field(default=None, description="most that can be had; None: as much as is asked for")
+    region: str = ""
+    spot: bool = False
+    secure: bool = Field(default=True, description="false: a stranger's machine, which gets no private data")
+    price_micros_per_hour: int | None = Field(description="None: not known, so never chosen unattended")
+    disk_micros_per_gb_hour: int = 0
+    egress_micros_per_gb: int = 0
+    source: Literal["live", "catalogue", "configs"] = "live"
+    seen_at: datetime
+    rejected: str | None = Field(default=None, description="why it is never chosen; None: it may be")
+
+
+class ListingQuery(Strict):
+    """Which listings? All conditions hold together."""
+
+    gpu: str | None = Field(default=None, description="a GPU's name, e.g. T4; case does not matter")
+    provider: str | None = None
+    max_price_usd: float | None = Field(default=None, ge=0, description="per hour")
+    min_gpu_memory_gb: float | None = Field(default=None, ge=0)
+    region: str | None = None
+    spot: bool | None = None
+    all: bool = Field(default=False, description="also those that are never chosen, with the reason")
+
+
+class ListingPage(Strict):
+    """The cheapest listings, as many as one message holds."""
+
+    listings: list[Listing]
+    more: int = Field(default=0, description="how many were left out")
+    rejected: int = Field(default=0, description="how many match but are never chosen")
+    stale: dict[str, str] = Field(default_factory=dict, description="provider to why its listings are old or missing")
+
+
 class QuoteRequest(Strict):
     job: str
     tier: str
     plan: Plan
     budget_usd: float | None = None
+    deadline_hours: float | None = Field(default=None, description="from now on; what takes longer is not chosen")
+    providers: list[str] | None = Field(default=None, description="only these; None: all that are configured")
+    untrusted_hosts: bool = Field(default=False, description="whether strangers' machines may get the data")
 
 
 class Offer(Strict):
     """A machine at a price, with what this job would take there. Money in micro-dollars, time in seconds."""
 
     provider: str
-    machine: str = Field(description="id of the factory whose slot it is")
+    machine: str = Field(description="id of the factory whose slot it is; of a paid provider the listing's id")
     price_micros_per_hour: int
     seconds_p50: float
     seconds_p90: float
     cost_p50_micros: int
     cost_p90_micros: int
     reservation_micros: int = Field(description="what must be reserved before launch (architecture §5)")
+    gpu: str = ""
+    gpus: int = 0
+    gpu_memory_bytes: int = 0
+    region: str = ""
+    spot: bool = False
+    expires_at: datetime | None = Field(default=None, description="a paid offer holds until then; None: it does not end")
+
+    @property
+    def paid(self) -> bool:
+        """Whether choosing it rents a machine."""
+        return self.provider != "local"
 
 
 class Quote(Strict):
     job: str
     choice: Offer
     rejected: dict[str, str] = Field(default_factory=dict, description="machine to the reason it was not chosen")
+    others: list[Offer] = Field(default_factory=list, description="what else would fit, cheapest first; at most 20")
+    reason: str = Field(default="", description="why this one was chosen")
+    calibration: str = Field(default="", description="what the times rest on, and how often such a P90 held so far")
 
 
 class LeaseRequest(Strict):
@@ -83,6 +146,9 @@ class LeaseRequest(Strict):
     submitted_at: datetime
     memory_bytes: int
     avoid: list[str] = Field(default_factory=list, description="machines on which this job failed")
+    offer: Offer | None = Field(default=None, description="the choice of the quote; None: a local slot")
+    kind: str = Field(default="", description="base and tier: jobs of the same kind share a warm machine")
+    domain: str = ""
 
 
 class LeaseGrant(Strict):

@@ -49,6 +49,7 @@ TABLE: tuple[Method, ...] = (
     Method("job.run", "gguf_factory", job.RunRequest, job.Empty, None),
     Method("job.stop", "gguf_factory", job.StopRequest, job.Empty, None),
     Method("offer.quote", "gpu_orchestrator", machine.QuoteRequest, machine.Quote, None),
+    Method("offer.list", "gpu_orchestrator", machine.ListingQuery, machine.ListingPage, repeatable=True),
     Method("lease.request", "gpu_orchestrator", machine.LeaseRequest, machine.LeaseGrant, None),
     Method("lease.renew", "gpu_orchestrator", machine.LeaseRenewal, machine.LeaseGrant),
     Method("lease.release", "gpu_orchestrator", machine.LeaseRelease, job.Empty, None),

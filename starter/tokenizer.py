@@ -43,7 +43,7 @@ def training_lines(data: Path, seed: int) -> list[str]:
     return lines
 
 
-def train(data: Path, out: Path, seed: int) -> None:
+def train(data: Path, out: Path, seed: int, size: int = VOCABULARY) -> None:
     """Train the model and write tokenizer.model, tokenizer_config.json and chat_template.jinja to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "tokenizer.model").open("wb") as file:
@@ -51,7 +51,7 @@ def train(data: Path, out: Path, seed: int) -> None:
             sentence_iterator=iter(training_lines(data, seed)),
             model_writer=file,
             model_type="bpe",
-            vocab_size=VOCABULARY,
+            vocab_size=size,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,

@@ -193,8 +193,12 @@ def quote(decision: Decision) -> None:
     assert record.plan is not None
     decision.call(
         "offer.quote",
-        QuoteRequest(job=record.job, tier=record.route.tier, plan=record.plan, budget_usd=record.request.budget_usd),
-    )
+        QuoteRequest(
+            job=record.job, tier=record.route.tier, plan=record.plan, budget_usd=record.request.budget_usd,
+            deadline_hours=record.request.deadline_hours, providers=record.request.providers,
+            untrusted_hosts=record.request.untrusted_hosts,
+        ),
+    )  # fmt: skip
 
 
 def take(decision: Decision, finished: Finished) -> None:
@@ -213,6 +217,7 @@ def provision(decision: Decision) -> None:
         LeaseRequest(
             job=record.job, reservation=record.reservation, priority=record.request.priority,
             submitted_at=record.submitted_at, memory_bytes=record.plan.memory_bytes, avoid=record.avoid,
+            offer=record.offer, kind=f"{record.route.base} {record.route.tier}", domain=record.route.domain,
         ),
         f":{decision.record.attempt}",
     )  # fmt: skip

@@ -24,6 +24,7 @@ from protocol.machine import (
     LeaseRelease,
     LeaseRenewal,
     LeaseRequest,
+    ListingPage,
     Presence,
     ProviderStatus,
     Quote,
@@ -66,6 +67,7 @@ class GpuOrchestratorAgent(BaseAgent):
         self.message_handlers.update(
             {
                 "offer.quote": self._quote,
+                "offer.list": self._list,
                 "lease.request": self._request,
                 "lease.renew": self._renew,
                 "lease.release": self._release,
@@ -145,6 +147,9 @@ class GpuOrchestratorAgent(BaseAgent):
     def _quote_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
         tx.connection.execute("DELETE FROM quotes WHERE message = ?", (key,))
         tx.reply(key, offers.nobody_online(QUOTE_WAIT.total_seconds()))
+
+    def _list(self, message: MCPMessage, tx: Transaction) -> ListingPage:
+        return ListingPage(listings=[])
 
     # leases
 

@@ -86,8 +86,11 @@ def job_id(message: MCPMessage) -> str:
 
 
 def digest(request: TrainRequest) -> str:
-    """Return the sha256 (hex) of a request's canonical JSON: keys sorted, no spaces, defaults filled in."""
-    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Return the sha256 (hex) of a request's canonical JSON: keys sorted, no spaces, defaults left out.
+
+    So a field that a later version adds does not make another request of a known one.
+    """
+    text = json.dumps(request.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
