@@ -18,7 +18,7 @@ ROLES = ("router", "conductor", "gguf_factory", "gpu_orchestrator", "cost_monito
 """The roles of agents; each agent has a login of its own, named by its id."""
 
 _PERSON = (
-    "train.submit", "route.text", "job.get", "job.list", "job.events", "job.cancel", "budget.report", "offer.list", "offer.quote",
+    "train.submit", "route.text", "job.get", "job.list", "job.events", "job.cancel", "budget.report", "offer.list",
     "emotion.analyse", "speech.synthesise", "speech.read", "speech.voices",
 )  # fmt: skip
 

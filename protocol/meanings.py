@@ -55,6 +55,9 @@ MEANINGS = {
     "AudioPart.base64": "the bytes", "DeadLetter.base64": "the original is in base64, because it is no UTF-8",
     "BudgetAlert.threshold": "percent of the limit that was crossed; 0: none", "JobList.jobs": "the jobs, newest first",
     "Voice.domains": "which speak with it", "ProviderStatus.slots": "jobs at once on all of its machines",
+    "gpus": "how many GPUs the machine has", "region": "where the machine stands", "spot": "may be taken away at any time",
+    "disk_micros_per_gb_hour": "price of the disk", "egress_micros_per_gb": "price of what leaves the machine",
+    "source": "where it was read", "listings": "what providers sell, cheapest first", "seen_at": "when the provider said so",
     "Submitted.message": "what else there is to say", "Report.retry": "whether another attempt may help",
 }  # fmt: skip
 """Meanings by field, or by model and field where a name means something else there."""

@@ -36,7 +36,7 @@ LOGINS = (None, PERSON, OPERATOR, *AGENTS)
 ASKED_BY_PERSONS = [
     "call/router/train.submit", "call/router/route.text", "call/conductor/job.get", "call/conductor/job.list",
     "call/conductor/job.events", "call/conductor/job.cancel", "call/cost_monitor/budget.report",
-    "call/emotion/emotion.analyse", "call/tts/speech.synthesise", "call/tts/speech.read", "call/tts/speech.voices",
+    "call/gpu_orchestrator/offer.list", "call/emotion/emotion.analyse", "call/tts/speech.synthesise", "call/tts/speech.read", "call/tts/speech.voices",
     "direct/tts/+/speech.read",
 ]  # fmt: skip
 SEEN_BY_PERSONS = ["job/#", "agent/#", "provider/#", "cost/#", "dead/#"]
@@ -61,7 +61,7 @@ SAYS: dict[str, list[str]] = {
     ],
     "gpu_orchestrator": [
         "call/conductor/lease.lost", "provider/+/status", "reply/<conductor-1>", "reply/<gguf_factory-1>",
-        "reply/<gguf_factory-2>", "reply/operator",
+        "reply/<gguf_factory-2>", *TO_PERSONS, "reply/<gateway-1>",
     ],
     "cost_monitor": [
         "cost/alert", "cost/emergency", "reply/<conductor-1>", *TO_PERSONS, "reply/<gateway-1>",
