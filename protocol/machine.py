@@ -79,9 +79,9 @@ class ListingQuery(Strict):
     gpu: str | None = Field(default=None, description="a GPU's name, e.g. T4; case does not matter")
     provider: str | None = None
     max_price_usd: float | None = Field(default=None, ge=0, description="per hour")
-    min_gpu_memory_gb: float | None = Field(default=None, ge=0)
+    min_gpu_memory_gb: float | None = Field(default=None, ge=0, description="least memory of one GPU")
     region: str | None = None
-    spot: bool | None = None
+    spot: bool | None = Field(default=None, description="only machines that may be taken away, or only others")
     all: bool = Field(default=False, description="also those that are never chosen, with the reason")
 
 
