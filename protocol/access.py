@@ -18,7 +18,8 @@ ROLES = ("router", "conductor", "gguf_factory", "gpu_orchestrator", "cost_monito
 """The roles of agents; each agent has a login of its own, named by its id."""
 
 _PERSON = (
-    "train.submit", "route.text", "job.get", "job.list", "job.events", "job.cancel", "budget.report", "offer.list",
+    "train.submit", "route.text", "job.get", "job.list", "job.events", "job.cancel", "job.approve", "budget.report",
+    "budget.entries", "budget.set", "budget.unfreeze", "offer.list",
     "emotion.analyse", "speech.synthesise", "speech.read", "speech.voices",
 )  # fmt: skip
 
@@ -32,7 +33,9 @@ CALLS: Mapping[str, tuple[str, ...]] = {
         "budget.reserve", "budget.settle", "budget.release",
     ),
     "gguf_factory": ("job.report", "lease.renew"),
-    "gpu_orchestrator": ("lease.lost",),
+    "gpu_orchestrator": (
+        "lease.lost", "budget.extend", "budget.settle", "budget.release", "budget.bill", "budget.report",
+    ),
 }  # fmt: skip
 """Role to the methods that it calls at whoever serves them, on `call/{role}/{method}`."""
 

@@ -22,14 +22,16 @@ from protocol.job import JobEvent, JobSnapshot, Progress
 from protocol.machine import Card, Presence, ProviderStatus
 from protocol.meanings import MEANINGS
 from protocol.methods import METHODS, Method
-from protocol.money import BudgetAlert
+from protocol.money import BudgetAlert, BudgetMode, EmergencyReport
 from protocol.topics import BY_NAME, OPERATOR, PREFIX, TABLE, USER, Topic
 
 VERSION = "3.0.0"
 MQTT_BINDING = "0.2.0"
 PAYLOADS: dict[str, type[BaseModel]] = {
     model.__name__: model
-    for model in (JobEvent, JobSnapshot, Progress, Card, Presence, ProviderStatus, BudgetAlert, DeadLetter)
+    for model in (
+        JobEvent, JobSnapshot, Progress, Card, Presence, ProviderStatus, BudgetAlert, BudgetMode, EmergencyReport, DeadLetter,
+    )
 }
 """The models that the topic table names."""
 PARAMETERS = {

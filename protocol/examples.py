@@ -50,6 +50,15 @@ VALUES: dict[str, Any] = {
     "BudgetReport.providers": {"local": 0}, "quality_percent": 118.4, "JobSnapshot.quality_percent": None,
     "JobSnapshot.artefacts": [], "JobSnapshot.gates": {}, "Submitted.message": None, "cost_p50_micros": 0,
     "cost_p90_micros": 0, "reservation_micros": 0, "Report.seconds": 412.0,
+    "Signature.key": "A" * 43 + "=", "Signature.value": "A" * 86 + "==", "TrainRequest.signature": None,
+    "CapRequest.name": "monthly_usd", "CapReply.name": "monthly_usd", "CapRequest.usd": 80.0, "CapReply.state": "waits",
+    "wished_micros": 80_000_000, "until": AT, "PeriodReport.until": datetime(2026, 4, 1, tzinfo=UTC),
+    "BudgetReport.mode": "normal", "BudgetMode.mode": "optimise", "Entry.kind": "settle", "number": 7, "rental": "r-1",
+    "counts_at": AT, "BillRequest.jobs": {"sleep-1": 240_000}, "billed_micros": 250_000, "own_micros": 240_000,
+    "correction_micros": 10_000, "drift_percent": 4.17, "BudgetAlert.rental": None, "BudgetAlert.own_micros": None,
+    "BudgetAlert.billed_micros": None, "BudgetAlert.provider": None, "SettleRequest.provider": None,
+    "SettleRequest.rental": None, "cost_micros": 240_000, "note": "", "SettleRequest.part": None, "Progress.note": None,
+    "BudgetAlert.note": None, "Freeze.note": None,
 }  # fmt: skip
 """Values by field, or by model and field where a name means something else there; None: left out, where it may be."""
 

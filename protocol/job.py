@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from protocol.signature import Signature
 
 
 class Strict(BaseModel):
@@ -62,7 +66,8 @@ def stages_of(profile: str) -> tuple[Stage, ...]:
 class TrainRequest(Strict):
     """What a user asks for: a `dataset`, and a `domain` or a `text` that says what the model is for in free words.
 
-    Everything else has a default by tier. A domain that is named comes before the text.
+    Everything else has a default by tier. A domain that is named comes before the text. What is signed: the job's id and the
+    request's `digest`.
     """
 
     domain: str | None = Field(
@@ -97,6 +102,19 @@ class TrainRequest(Strict):
         default=None, min_length=1, max_length=100,
         description="licence of the data set for the model card, an SPDX name such as cc-by-4.0; default: unknown",
     )
+    signature: Signature | None = Field(
+        default=None, description="by a key that the lab trusts: lets the job take a machine that costs money without being asked"
+    )
+
+
+def digest(request: TrainRequest) -> str:
+    """Return the sha256 (hex) of a request's canonical JSON: keys sorted, no spaces, defaults and the signature left out.
+
+    So a field that a later version adds does not make another request of a known one.
+    """
+    fields = request.model_dump(mode="json", exclude_defaults=True, exclude={"signature"})
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Submitted(Strict):
@@ -254,6 +272,30 @@ class Progress(Strict):
     at: datetime
 
 
+class AskedPrice(Strict):
+    """What a job would cost that waits for approval: the offer that was chosen for it."""
+
+    provider: str
+    machine: str = Field(description="what the provider would launch")
+    gpu: str = ""
+    spot: bool = False
+    price_micros_per_hour: int
+    seconds_p50: float
+    seconds_p90: float
+    cost_p50_micros: int
+    cost_p90_micros: int
+    reservation_micros: int = Field(description="what would be reserved: the most that is approved")
+    expires_at: datetime | None = Field(default=None, description="the quote holds until then; later it is made anew")
+
+
+class ApproveRequest(Strict):
+    """Let a job that waits for approval go on, at a price. What is signed: job, amount."""
+
+    job: str
+    amount_micros: int = Field(ge=0, description="what it may reserve: the price that was shown; a tenth more is let pass")
+    signature: Signature
+
+
 class JobSnapshot(Strict):
     """The retained `job/{job}/state`."""
 
@@ -273,6 +315,7 @@ class JobSnapshot(Strict):
     priority: int = 1
     machine: str | None = Field(default=None, description="the factory that holds the job now")
     cached_from: str | None = Field(default=None, description="the job that made the model; this one trained nothing")
+    approval: AskedPrice | None = Field(default=None, description="the price for which the job waits to be approved")
     at: datetime
 
 

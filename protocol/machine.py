@@ -102,6 +102,7 @@ class QuoteRequest(Strict):
     deadline_hours: float | None = Field(default=None, description="from now on; what takes longer is not chosen")
     providers: list[str] | None = Field(default=None, description="only these; None: all that are configured")
     untrusted_hosts: bool = Field(default=False, description="whether strangers' machines may get the data")
+    economy: bool = Field(default=False, description="money is short: of paid machines only spot, or what costs less")
 
 
 class Offer(Strict):

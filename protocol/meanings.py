@@ -58,6 +58,13 @@ MEANINGS = {
     "gpus": "how many GPUs the machine has", "region": "where the machine stands", "spot": "may be taken away at any time",
     "disk_micros_per_gb_hour": "price of the disk", "egress_micros_per_gb": "price of what leaves the machine",
     "source": "where it was read", "listings": "what providers sell, cheapest first", "seen_at": "when the provider said so",
+    "signature": "by a key that the lab trusts", "rental": "the rented instance", "until": "when the period ends",
+    "billed_micros": "what the provider charges", "own_micros": "what the own meter says", "BillRequest.since": "from when",
+    "BillRequest.until": "to when", "correction_micros": "entered because of the bill", "entries": "in their order",
+    "number": "counts from 1", "name": "its key in budget_settings.json", "usd": "the new budget", "more": "older or newer follow",
+    "Entry.kind": "what it is: reserve and extend set aside, part and settle spend, release frees, correct follows a bill",
+    "BudgetMode.mode": "how paid work goes on", "BudgetReport.mode": "how paid work goes on", "Freeze.note": "what else there is",
+    "began_at": "when the freeze began", "stopped": "all that was rented then", "cost_micros": "what it cost",
     "Submitted.message": "what else there is to say", "Report.retry": "whether another attempt may help",
 }  # fmt: skip
 """Meanings by field, or by model and field where a name means something else there."""

@@ -16,10 +16,11 @@ from protocol.envelope import MCPMessage, Reply
 from protocol.job import JobEvent, JobSnapshot, Progress
 from protocol.machine import Card, Presence, ProviderStatus
 from protocol.methods import TABLE
-from protocol.money import BudgetAlert
+from protocol.money import BudgetAlert, BudgetMode, EmergencyReport, Freeze
 
 TOPIC_PAYLOADS: tuple[type[BaseModel], ...] = (
     MCPMessage, Reply, JobSnapshot, JobEvent, Progress, Card, Presence, ProviderStatus, BudgetAlert,
+    BudgetMode, EmergencyReport, Freeze,
 )  # fmt: skip
 
 

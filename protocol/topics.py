@@ -18,6 +18,9 @@ PEOPLE = (USER, OPERATOR, "gateway")
 WATCHERS = (*PEOPLE, "gpu_orchestrator")
 """Who looks at agents; the orchestrator looks at factories only, for their slots."""
 
+STOPPERS = (*PEOPLE, "gpu_orchestrator")
+"""Who hears of a freeze: the orchestrator ends what is rented."""
+
 
 @dataclass(frozen=True)
 class Topic:
@@ -52,7 +55,9 @@ TABLE: tuple[Topic, ...] = (
         "provider_status", "provider/{provider}/status", ("gpu_orchestrator",), PEOPLE, 1, True, None, "ProviderStatus"
     ),
     Topic("cost_alert", "cost/alert", ("cost_monitor",), PEOPLE, 1, True, None, "BudgetAlert"),
-    Topic("cost_emergency", "cost/emergency", ("cost_monitor",), PEOPLE, 1, True, None, "BudgetAlert"),
+    Topic("cost_emergency", "cost/emergency", ("cost_monitor",), STOPPERS, 1, True, None, "BudgetAlert"),
+    Topic("cost_mode", "cost/mode", ("cost_monitor",), (*STOPPERS, "conductor"), 1, True, None, "BudgetMode"),
+    Topic("cost_stopped", "cost/stopped", ("gpu_orchestrator",), PEOPLE, 1, True, None, "EmergencyReport"),
     Topic("dead", "dead/{role}", (AGENTS,), PEOPLE, 1, False, 30 * 86_400, "DeadLetter"),
 )
 

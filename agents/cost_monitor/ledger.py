@@ -182,7 +182,7 @@ class Ledger:
         return BudgetReport(
             periods=[
                 PeriodReport(
-                    period=item.period, since=item.since, cap_micros=item.cap, spent_micros=item.spent,
+                    period=item.period, since=item.since, until=end(item.period, now), cap_micros=item.cap, spent_micros=item.spent,
                     reserved_micros=item.reserved, percent=round(item.percent, 3),
                 )
                 for item in sums

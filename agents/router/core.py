@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 
 from agents.router.words import TRAIN_LIMIT, question
 from configs import Configs, Domain, Tier, resolve_base
 from protocol import Code, LabError, MCPMessage, TrainRequest
 from protocol.ids import valid_job_id
-from protocol.job import Route, RoutedRequest
+from protocol.job import Route, RoutedRequest, digest
 from protocol.voice import TextRoute
 
 Understand = Callable[[str], TextRoute]
@@ -83,15 +81,6 @@ def job_id(message: MCPMessage) -> str:
             field="id",
         )  # fmt: skip
     return message.id
-
-
-def digest(request: TrainRequest) -> str:
-    """Return the sha256 (hex) of a request's canonical JSON: keys sorted, no spaces, defaults left out.
-
-    So a field that a later version adds does not make another request of a known one.
-    """
-    text = json.dumps(request.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def routed(message: MCPMessage, request: TrainRequest, configs: Configs, understand: Understand) -> RoutedRequest:

@@ -35,7 +35,8 @@ LOGINS = (None, PERSON, OPERATOR, *AGENTS)
 
 ASKED_BY_PERSONS = [
     "call/router/train.submit", "call/router/route.text", "call/conductor/job.get", "call/conductor/job.list",
-    "call/conductor/job.events", "call/conductor/job.cancel", "call/cost_monitor/budget.report",
+    "call/conductor/job.events", "call/conductor/job.cancel", "call/conductor/job.approve", "call/cost_monitor/budget.report",
+    "call/cost_monitor/budget.entries", "call/cost_monitor/budget.set", "call/cost_monitor/budget.unfreeze",
     "call/gpu_orchestrator/offer.list", "call/emotion/emotion.analyse", "call/tts/speech.synthesise", "call/tts/speech.read", "call/tts/speech.voices",
     "direct/tts/+/speech.read",
 ]  # fmt: skip
@@ -60,11 +61,14 @@ SAYS: dict[str, list[str]] = {
         "reply/operator",
     ],
     "gpu_orchestrator": [
-        "call/conductor/lease.lost", "provider/+/status", "reply/<conductor-1>", "reply/<gguf_factory-1>",
+        "call/conductor/lease.lost", "call/cost_monitor/budget.extend", "call/cost_monitor/budget.settle",
+        "call/cost_monitor/budget.release", "call/cost_monitor/budget.bill", "call/cost_monitor/budget.report",
+        "provider/+/status", "cost/stopped", "reply/<conductor-1>", "reply/<gguf_factory-1>",
         "reply/<gguf_factory-2>", *TO_PERSONS, "reply/<gateway-1>",
     ],
     "cost_monitor": [
-        "cost/alert", "cost/emergency", "reply/<conductor-1>", *TO_PERSONS, "reply/<gateway-1>",
+        "cost/alert", "cost/emergency", "cost/mode", "reply/<conductor-1>", "reply/<gpu_orchestrator-1>", *TO_PERSONS,
+        "reply/<gateway-1>",
     ],
     "emotion": [*TO_PERSONS, "reply/<gateway-1>"],
     "tts": [*TO_PERSONS, "reply/<gateway-1>"],
@@ -75,7 +79,10 @@ HEARS: dict[str, list[str]] = {
     "user": [*SEEN_BY_PERSONS, *TO_PERSONS],
     "operator": [*SEEN_BY_PERSONS, *TO_PERSONS],
     "gateway": SEEN_BY_PERSONS,
-    "gpu_orchestrator": ["agent/gguf_factory/+/card", "agent/gguf_factory/+/presence"],
+    "gpu_orchestrator": [
+        "agent/gguf_factory/+/card", "agent/gguf_factory/+/presence", "cost/emergency", "cost/mode",
+    ],
+    "conductor": ["cost/mode"],
 }
 """What each role may read, below the lab; every agent also its own replies and presence, and what is addressed to it."""
 

@@ -45,7 +45,7 @@ def factory(name: str, slots: int = 1) -> list[Card | Presence]:
 def ledger(spent: int = 0, reserved: int = 0, cap: int = 5_000_000, frozen: bool = False) -> BudgetReport:
     percent = (spent + reserved) / cap * 100
     period = PeriodReport(
-        period="day", since=AT, cap_micros=cap, spent_micros=spent, reserved_micros=reserved, percent=percent
+        period="day", since=AT, until=AT, cap_micros=cap, spent_micros=spent, reserved_micros=reserved, percent=percent
     )
     return BudgetReport(
         periods=[period], jobs={}, providers={}, domains={}, open_reservations=[], frozen=frozen,
