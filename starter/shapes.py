@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with general/pretrain and domains")
     parser.add_argument("--out", type=Path, default=Path("starter/shapes"))
     parser.add_argument("--characters", type=int, default=1_800_000, help="of text for each shape")
+    parser.add_argument("--only", type=int, nargs="*", default=range(len(CANDIDATES)), help="candidates by number, from 0")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -134,7 +135,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     texts = sample(options.data, options.characters, options.seed)
     findings = []
-    for candidate in CANDIDATES:
+    for candidate in (CANDIDATES[number] for number in options.only):
         findings.append(compare(candidate, texts, options.data, options.out, options.seed))
         print(table(findings), flush=True)
     (options.out / "shapes.json").write_text(json.dumps([vars(found) for found in findings], indent=1))
