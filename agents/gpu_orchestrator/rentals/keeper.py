@@ -1,0 +1,205 @@
+"""The only place that speaks with providers: makes the calls that are due and stores what they answer.
+
+A call is made outside of any transaction and never twice at a time for one rental; what it answers is applied to the
+rental as it is then. A process that was killed at any moment goes on from what is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from agents.gpu_orchestrator.providers.provider import Instance, Order, Phase, Provider, ProviderError
+from agents.gpu_orchestrator.rentals import life
+from agents.gpu_orchestrator.rentals.life import Act, Limits
+from agents.gpu_orchestrator.rentals.rental import Rental, State
+from agents.gpu_orchestrator.rentals.store import Rentals
+from bus import Transaction
+
+TICK = 1.0
+"""Seconds between two looks at what is due; a freeze must be acted on within seconds."""
+REAP = timedelta(seconds=60)
+"""Each provider's instances are compared with the books so often (architecture §5)."""
+
+
+class Books(Protocol):
+    """What the keeper needs of the agent."""
+
+    log: Any
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Open a transaction."""
+
+    def now(self) -> datetime:
+        """Read the clock."""
+
+    def changed(self, before: Rental, after: Rental, tx: Transaction) -> None:
+        """Be told of every new state of a rental, in the transaction that stores it."""
+
+    def orphan(self, instance: Instance, tx: Transaction) -> None:
+        """Be told that an instance was found which no rental stands for; it is being terminated."""
+
+    def trouble(self, provider: str, error: ProviderError | None) -> None:
+        """Be told how the last look at a provider went."""
+
+
+class Admission(Protocol):
+    """Lets a rented worker in, and out again."""
+
+    async def admit(self, rental: Rental) -> Mapping[str, str]:
+        """Make the worker's login; returns the environment that it is started with."""
+
+    async def dismiss(self, rental: Rental) -> None:
+        """End the worker's login; one that is gone already is no error."""
+
+
+class Keeper:
+    """Keeps the rentals of all providers.
+
+    Args:
+        providers: by name.
+        prefix: what the tags of this lab's instances begin with; nothing else is ever touched.
+        image: container image of the worker.
+        tick: seconds between two looks.
+    """
+
+    def __init__(
+        self, providers: Mapping[str, Provider], books: Books, admission: Admission, *,
+        prefix: str, image: str, limits: Limits, tick: float = TICK, reap: timedelta = REAP,
+    ) -> None:  # fmt: skip
+        self.providers = providers
+        self._books, self._admission = books, admission
+        self._prefix, self._image, self._limits = prefix, image, limits
+        self._tick, self._reap = tick, reap
+        self._wake = {name: asyncio.Event() for name in providers}
+        self._flying: dict[str, asyncio.Task[None]] = {}
+
+    def wake(self) -> None:
+        """Look at once."""
+        for event in self._wake.values():
+            event.set()
+
+    async def keep(self, name: str) -> None:
+        """Keep one provider's rentals, for ever."""
+        provider = self.providers[name]
+        reaped: datetime | None = None
+        try:
+            while True:
+                self._wake[name].clear()
+                for rental in self._due(name):
+                    if rental.id not in self._flying:
+                        self._flying[rental.id] = asyncio.create_task(self._act(provider, rental))
+                now = self._books.now()
+                if reaped is None or not timedelta(0) <= now - reaped < self._reap:
+                    reaped = now
+                    await self.reap(provider)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake[name].wait(), self._tick)
+        finally:
+            mine = [task for task in self._flying.values() if not task.done()]
+            for task in mine:
+                task.cancel()
+            await asyncio.gather(*mine, return_exceptions=True)
+
+    def _due(self, name: str) -> list[Rental]:
+        """Let time pass for all rentals of a provider; returns those for which a call is due."""
+        with self._books.transaction() as tx:
+            store, now, due = Rentals(tx.connection), self._books.now(), []
+            for rental in store.living(name):
+                after = self._store(store, rental, life.passed(rental, now, self._limits), tx)
+                if life.due(after, now) is not None:
+                    due.append(after)
+            return due
+
+    async def _act(self, provider: Provider, rental: Rental) -> None:
+        """Make the one call that is due for a rental."""
+        try:
+            act = life.due(rental, self._books.now())
+            if act is Act.LAUNCH:
+                await self._launch(provider, rental)
+            elif act is not None:
+                await self._look(provider, rental, act)
+        finally:
+            self._flying.pop(rental.id, None)
+            self._wake[rental.provider].set()
+
+    async def _launch(self, provider: Provider, rental: Rental) -> None:
+        environment = await self._admission.admit(rental)
+        with self._books.transaction() as tx:
+            store = Rentals(tx.connection)
+            stored = store.of(rental.id)
+            if stored is None or stored.state is not State.ORDERED:
+                return  # it is not wanted any more
+            self._store(store, stored, life.asked(stored, self._books.now()), tx)
+        order = Order(
+            key=rental.id, tag=rental.tag, listing=rental.listing, image=self._image, environment=environment,
+            disk_bytes=rental.needs_disk_bytes, limit_micros_per_hour=rental.limit_micros_per_hour,
+        )  # fmt: skip
+        try:
+            instance = await provider.launch(order)
+        except ProviderError as error:
+            self._apply(rental, life.refused, error)
+        else:
+            self._apply(rental, life.launched, instance)
+
+    async def _look(self, provider: Provider, rental: Rental, act: Act) -> None:
+        id = rental.instance
+        try:
+            if act is Act.FIND or id is None:
+                self._apply(rental, life.found, await provider.list(rental.tag))
+                return
+            if act is Act.TERMINATE:
+                await provider.terminate(id)
+            instance = await provider.status(id)
+        except ProviderError as error:
+            self._apply(rental, life.failed, error)
+        else:
+            self._apply(rental, life.terminated if act is Act.TERMINATE else life.seen, instance)
+
+    def _apply(self, rental: Rental, change: Callable[[Rental, Any, datetime, Limits], Rental], answer: object) -> None:
+        """Apply what a call answered to the rental as it is now."""
+        with self._books.transaction() as tx:
+            store = Rentals(tx.connection)
+            stored = store.of(rental.id)
+            if stored is not None and stored.state is not State.GONE:
+                self._store(store, stored, change(stored, answer, self._books.now(), self._limits), tx)
+
+    def _store(self, store: Rentals, before: Rental, after: Rental, tx: Transaction) -> Rental:
+        if after == before:
+            return after
+        store.save(after)
+        if after.state is not before.state:
+            self._books.changed(before, after, tx)
+            if after.state is State.GONE:
+                tx.after_commit(lambda: self._dismiss(after))
+        return after
+
+    def _dismiss(self, rental: Rental) -> None:
+        key = f"dismiss {rental.id}"
+        self._flying[key] = asyncio.create_task(self._admission.dismiss(rental))
+        self._flying[key].add_done_callback(lambda _: self._flying.pop(key, None))
+
+    async def reap(self, provider: Provider) -> None:
+        """Compare a provider's instances with the books: what nobody knows, or what should be gone, is terminated."""
+        try:
+            listed: Sequence[Instance] = await provider.list(self._prefix)
+        except ProviderError as error:
+            self._books.trouble(provider.name, error)
+            return
+        self._books.trouble(provider.name, None)
+        with self._books.transaction() as tx:
+            known = {rental.tag for rental in Rentals(tx.connection).living(provider.name)}
+            orphans = [
+                instance for instance in listed
+                if instance.phase is not Phase.GONE and instance.tag.startswith(self._prefix) and instance.tag not in known
+            ]  # fmt: skip
+            for instance in orphans:
+                self._books.orphan(instance, tx)
+        for instance in orphans:
+            try:
+                await provider.terminate(instance.id)
+            except ProviderError as error:
+                self._books.trouble(provider.name, error)  # the next look finds it again

@@ -1,0 +1,204 @@
+"""What is done next for a rental, and what an answer of its provider makes of it. Pure.
+
+`due` tells the one call that is due; the others turn what came back into the next state. The order of the
+steps is the order of safety: a launch is written down as uncertain before it is asked for, and only the provider's word,
+twice and some time apart, makes anything gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from agents.gpu_orchestrator.providers.provider import Instance, Phase, ProviderError, RateLimited
+from agents.gpu_orchestrator.rentals.rental import Rental, State
+from protocol.machine import Device
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take.
+
+    Attributes:
+        boot: from launch until the worker must be online; images of some GB and slow hosts take minutes.
+        idle: a ready machine that nobody wants is kept so long, for a request that is being quoted just now.
+        leave: how long jobs may save before the machine is terminated all the same.
+        absent: a provider must say twice, so far apart, that it has no such instance; lists lag behind by seconds.
+        gone: the same for an instance whose end was asked for.
+        look: between two looks at an instance that is where it should be.
+        pause: between two looks at one that is on its way.
+        backoff: first and longest pause after a failed call.
+    """
+
+    boot: timedelta = timedelta(minutes=15)
+    idle: timedelta = timedelta(seconds=60)
+    leave: timedelta = timedelta(seconds=20)
+    absent: timedelta = timedelta(seconds=60)
+    gone: timedelta = timedelta(seconds=10)
+    look: timedelta = timedelta(seconds=60)
+    pause: timedelta = timedelta(seconds=5)
+    backoff: tuple[timedelta, timedelta] = (timedelta(seconds=1), timedelta(seconds=30))
+
+
+class Act(StrEnum):
+    """A call of the provider."""
+
+    LAUNCH = "launch"
+    FIND = "find"
+    """Look for it by its tag: its id is not known."""
+    LOOK = "look"
+    TERMINATE = "terminate"
+
+
+TRUE_MEMORY = 0.9
+"""Share of the listed GPU memory that must be there: drivers keep up to a tenth of it from what they report."""
+
+
+def due(rental: Rental, now: datetime) -> Act | None:
+    """Return the call that is due for a rental, or None."""
+    if rental.next_at is not None and now < rental.next_at:
+        return None
+    match rental.state:
+        case State.ORDERED:
+            return Act.LAUNCH
+        case State.UNCERTAIN:
+            return Act.FIND
+        case State.BOOTING | State.READY | State.LEAVING:
+            return Act.LOOK
+        case State.ENDING:
+            return Act.FIND if rental.instance is None else Act.TERMINATE
+    return None
+
+
+def passed(rental: Rental, now: datetime, limits: Limits) -> Rental:
+    """Return what time alone makes of a rental."""
+    age = now - rental.state_at
+    if rental.state is State.BOOTING and age > limits.boot:
+        minutes = limits.boot.total_seconds() / 60
+        return ending(rental, now, f"its worker did not come within {minutes:g} minutes", fault="it did not boot")
+    if rental.state is State.LEAVING and age > limits.leave:
+        return rental.into(State.ENDING, now)
+    if rental.state is State.READY and rental.quiet_since is not None and now - rental.quiet_since > limits.idle:
+        return rental.into(State.ENDING, now, reason="nobody needs it")
+    return rental
+
+
+def leaving(rental: Rental, now: datetime, reason: str) -> Rental:
+    """Let a rental's jobs save, and end it then; one without a worker ends at once."""
+    if rental.state is State.READY:
+        return rental.into(State.LEAVING, now, reason=reason)
+    return ending(rental, now, reason)
+
+
+def ending(rental: Rental, now: datetime, reason: str, fault: str = "") -> Rental:
+    """End a rental: terminate what may exist, forget what was never asked for."""
+    if rental.state in (State.ENDING, State.GONE):
+        return rental
+    told = {"reason": rental.reason or reason, "fault": rental.fault or fault}
+    if rental.state is State.ORDERED:
+        return rental.into(State.GONE, now, ended_at=now, **told)
+    return rental.into(State.ENDING, now, **told)
+
+
+def asked(rental: Rental, now: datetime) -> Rental:
+    """Return an ordered rental as it must be stored before its launch is asked for."""
+    return rental.into(State.UNCERTAIN, now, metered_from=now)
+
+
+def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits) -> Rental:
+    """Take in the provider's word that the rental exists."""
+    known = {"instance": instance.id, "missed_at": None, "failures": 0, "error": ""}
+    if instance.price_micros_per_hour is not None:
+        known["price_micros_per_hour"] = instance.price_micros_per_hour
+    rental = rental.model_copy(update=known)
+    if rental.state is State.UNCERTAIN:
+        rental = rental.into(State.BOOTING, now)
+    if rental.open and rental.price_micros_per_hour > rental.limit_micros_per_hour:
+        return ending(rental, now, "it costs more than was agreed", fault="its price was wrong")
+    return rental
+
+
+def found(rental: Rental, listed: Sequence[Instance], now: datetime, limits: Limits) -> Rental:
+    """Take in what the provider lists, looking for a rental whose id is not known."""
+    mine = [instance for instance in listed if instance.tag == rental.tag]
+    living = [instance for instance in mine if instance.phase is not Phase.GONE]
+    if living:
+        return launched(rental, living[0], now, limits)
+    return missed(rental, now, limits)
+
+
+def seen(rental: Rental, instance: Instance | None, now: datetime, limits: Limits) -> Rental:
+    """Take in what the provider says of the instance; None: that it has none such."""
+    if instance is None:
+        return missed(rental, now, limits)
+    if instance.phase is Phase.GONE:
+        return gone(rental, now)
+    rental = launched(rental, instance, now, limits)
+    if instance.phase is Phase.STOPPING and rental.open:
+        return ending(rental, now, "the provider is taking it away", fault="it was taken away")
+    pause = limits.look if rental.state is State.READY else limits.pause
+    return rental.model_copy(update={"next_at": now + pause})
+
+
+def terminated(rental: Rental, instance: Instance | None, now: datetime, limits: Limits) -> Rental:
+    """Take in what the provider says of an instance after its end was asked for."""
+    if instance is not None and instance.phase is Phase.GONE:
+        return gone(rental, now)
+    if instance is None:
+        return missed(rental, now, limits)
+    return rental.model_copy(update={"next_at": now + limits.pause, "missed_at": None, "failures": 0})
+
+
+def missed(rental: Rental, now: datetime, limits: Limits) -> Rental:
+    """The provider has no such instance: twice, some time apart, makes it true."""
+    wait = limits.gone if rental.state is State.ENDING and rental.instance else limits.absent
+    if rental.missed_at is not None and now - rental.missed_at >= wait:
+        return gone(rental, now)
+    first = rental.missed_at or now
+    again = min(first + wait, now + limits.pause) if now < first + wait else now
+    return rental.model_copy(update={"missed_at": first, "next_at": again, "failures": 0})
+
+
+def gone(rental: Rental, now: datetime) -> Rental:
+    """The rental is over. Where nobody wanted that, the provider took it away."""
+    wanted = rental.state is State.ENDING
+    fault = "" if wanted else "it never came to be" if rental.instance is None else "it was taken away"
+    return rental.into(
+        State.GONE, now, ended_at=now, fault=rental.fault or fault,
+        reason=rental.reason or ("the provider ended it" if rental.instance else "the launch came to nothing"),
+    )  # fmt: skip
+
+
+def refused(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:
+    """Take in that a launch failed: one that surely did nothing is over and cost nothing, of any other a trace is looked for."""
+    if not error.sure:
+        return failed(rental, error, now, limits)
+    if isinstance(error, RateLimited) and rental.state is State.UNCERTAIN:
+        return failed(rental.into(State.ORDERED, now, metered_from=None), error, now, limits)
+    return rental.into(
+        State.GONE, now, ended_at=now, metered_from=None, fault=type(error).__name__, reason=rental.reason or str(error)
+    )
+
+
+def failed(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:
+    """Take in that any other call failed: nothing is known by that, so it is made again later."""
+    first, longest = limits.backoff
+    pause = min(first * 2**rental.failures, longest)
+    if isinstance(error, RateLimited):
+        pause = max(pause, timedelta(seconds=error.retry_after))
+    return rental.model_copy(update={"failures": rental.failures + 1, "next_at": now + pause, "error": str(error)})
+
+
+def lie(rental: Rental, device: Device | None) -> str | None:
+    """Tell what a worker's device lacks of what was listed; None: it is what was paid for."""
+    listing = rental.listing
+    if listing.gpus == 0:
+        return None
+    if device is None or not device.gpu:
+        return f"{listing.gpu} was listed, its worker sees no GPU"
+    if device.gpu_memory_bytes < listing.gpu_memory_bytes * TRUE_MEMORY:
+        listed, real = listing.gpu_memory_bytes / 2**30, device.gpu_memory_bytes / 2**30
+        return f"{listing.gpu} with {listed:.0f} GiB was listed, its worker sees {device.gpu} with {real:.0f} GiB"
+    return None

@@ -1,0 +1,175 @@
+"""Rentals, who pays for them, and the accounts of the jobs, in the orchestrator's database. All SQL of it is here."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from agents.gpu_orchestrator.rentals.meter import Payer, share
+from agents.gpu_orchestrator.rentals.rental import Rental, State
+
+SCHEMA = """
+CREATE TABLE rentals (
+    id TEXT PRIMARY KEY,
+    provider TEXT NOT NULL,
+    state TEXT NOT NULL,
+    record TEXT NOT NULL               -- the Rental as JSON
+) WITHOUT ROWID;
+CREATE INDEX rentals_living ON rentals (provider) WHERE state <> 'gone';
+CREATE TABLE payers (                  -- the meter of a rental, cut by the jobs that pay
+    rental TEXT NOT NULL,
+    job TEXT NOT NULL,
+    reservation TEXT NOT NULL,
+    since REAL NOT NULL,
+    until REAL,                        -- NULL: it still pays
+    micros INTEGER                     -- what it owes; NULL while it pays
+);
+CREATE UNIQUE INDEX paying_now ON payers (rental) WHERE until IS NULL;
+CREATE INDEX payers_by_job ON payers (job);
+CREATE TABLE accounts (                -- jobs with money set aside for machines
+    job TEXT PRIMARY KEY,
+    reservation TEXT NOT NULL,
+    reserved_micros INTEGER NOT NULL,
+    over INTEGER NOT NULL DEFAULT 0,   -- the job has ended, nothing more is bought for it
+    settled INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE shunned (                 -- listings that were not what they said
+    provider TEXT NOT NULL,
+    listing TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (provider, listing)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Account:
+    """The money of one job."""
+
+    job: str
+    reservation: str
+    reserved_micros: int
+    over: bool
+    settled: bool
+
+
+class Rentals:
+    """The rentals in a database that has SCHEMA's tables.
+
+    Args:
+        connection: with `sqlite3.Row` as row factory; the caller commits.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def living(self, provider: str | None = None) -> list[Rental]:
+        """Return rentals that are not gone, oldest first."""
+        rows = self._connection.execute(
+            "SELECT record FROM rentals WHERE state <> 'gone' AND ? IN (provider, '')", (provider or "",)
+        )
+        return sorted((Rental.model_validate_json(row["record"]) for row in rows), key=lambda found: (found.created_at, found.id))
+
+    def of(self, id: str) -> Rental | None:
+        row = self._connection.execute("SELECT record FROM rentals WHERE id = ?", (id,)).fetchone()
+        return Rental.model_validate_json(row["record"]) if row else None
+
+    def save(self, rental: Rental) -> None:
+        """Write a rental; one that is gone stops its meter."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO rentals VALUES (?, ?, ?, ?)",
+            (rental.id, rental.provider, rental.state.value, rental.model_dump_json()),
+        )
+        if rental.state is State.GONE and (payer := self.payer(rental.id)) is not None:
+            self._close(rental, payer, rental.ended_at or rental.state_at)
+
+    # who pays
+
+    def payer(self, rental: str) -> Payer | None:
+        """Return who pays for a rental now."""
+        row = self._connection.execute("SELECT * FROM payers WHERE rental = ? AND until IS NULL", (rental,)).fetchone()
+        return _payer(row) if row else None
+
+    def pays(self, rental: Rental, account: Account, now: datetime) -> None:
+        """Let a job pay for a rental from now on, instead of whoever did."""
+        before = self.payer(rental.id)
+        if before is not None and before.job == account.job:
+            return
+        if before is not None:
+            self._close(rental, before, now)
+        self._connection.execute(
+            "INSERT INTO payers VALUES (?, ?, ?, ?, NULL, NULL)",
+            (rental.id, account.job, account.reservation, now.timestamp()),
+        )
+
+    def paid_by(self, job: str) -> list[Payer]:
+        """Return all that a job pays and has paid for, in order."""
+        rows = self._connection.execute("SELECT * FROM payers WHERE job = ? ORDER BY since, rowid", (job,))
+        return [_payer(row) for row in rows]
+
+    def spent(self, job: str, now: datetime) -> int:
+        """Return what a job owes so far, in micro-dollars."""
+        total = 0
+        for payer in self.paid_by(job):
+            rental = self.of(payer.rental)
+            assert rental is not None
+            total += payer.micros if payer.micros is not None else share(rental, payer, now)
+        return total
+
+    def _close(self, rental: Rental, payer: Payer, at: datetime) -> None:
+        self._connection.execute(
+            "UPDATE payers SET until = ?, micros = ? WHERE rental = ? AND until IS NULL",
+            (at.timestamp(), share(rental, payer, at), rental.id),
+        )
+
+    # accounts
+
+    def account(self, job: str) -> Account | None:
+        row = self._connection.execute("SELECT * FROM accounts WHERE job = ?", (job,)).fetchone()
+        return Account(row["job"], row["reservation"], row["reserved_micros"], bool(row["over"]), bool(row["settled"])) if row else None
+
+    def open_account(self, job: str, reservation: str, reserved_micros: int) -> Account:
+        """Note what was set aside for a job. A job that was over and comes back with the same reservation goes on."""
+        self._connection.execute(
+            "INSERT INTO accounts VALUES (?, ?, ?, 0, 0) ON CONFLICT (job) DO UPDATE SET reservation = excluded.reservation,"
+            " reserved_micros = excluded.reserved_micros",
+            (job, reservation, reserved_micros),
+        )
+        account = self.account(job)
+        assert account is not None
+        return account
+
+    def end_account(self, job: str) -> None:
+        """Note that a job is over."""
+        self._connection.execute("UPDATE accounts SET over = 1 WHERE job = ?", (job,))
+
+    def to_settle(self) -> list[Account]:
+        """Return accounts of jobs that are over and pay for nothing any more."""
+        rows = self._connection.execute(
+            "SELECT job FROM accounts WHERE over AND NOT settled"
+            " AND NOT EXISTS (SELECT 1 FROM payers WHERE payers.job = accounts.job AND until IS NULL)"
+        ).fetchall()
+        return [account for row in rows if (account := self.account(row["job"])) is not None]
+
+    def settled(self, job: str) -> None:
+        self._connection.execute("UPDATE accounts SET settled = 1 WHERE job = ?", (job,))
+
+    # listings that lied
+
+    def shun(self, rental: Rental, reason: str, now: datetime) -> None:
+        """Never take a listing again."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO shunned VALUES (?, ?, ?, ?)",
+            (rental.provider, rental.listing.id, reason, now.timestamp()),
+        )
+
+    def shunned(self) -> dict[tuple[str, str], str]:
+        """Return (provider, listing) to the reason."""
+        return {(row["provider"], row["listing"]): row["reason"] for row in self._connection.execute("SELECT * FROM shunned")}
+
+
+def _payer(row: sqlite3.Row) -> Payer:
+    until = None if row["until"] is None else datetime.fromtimestamp(row["until"], UTC)
+    return Payer(row["rental"], row["job"], row["reservation"], datetime.fromtimestamp(row["since"], UTC), until, row["micros"])
