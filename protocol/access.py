@@ -34,7 +34,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     ),
     "gguf_factory": ("job.report", "lease.renew"),
     "gpu_orchestrator": (
-        "lease.lost", "budget.extend", "budget.settle", "budget.release", "budget.bill", "budget.report",
+        "lease.lost", "lease.recall", "lease.delay", "budget.extend", "budget.settle", "budget.release", "budget.bill", "budget.report",
     ),
 }  # fmt: skip
 """Role to the methods that it calls at whoever serves them, on `call/{role}/{method}`."""

@@ -174,12 +174,32 @@ class LeaseRelease(Strict):
 
     job: str
     lease: str | None = None
+    over: bool = Field(default=False, description="the job has ended: a rented machine's cost is settled then")
 
 
 class LeaseLost(Strict):
-    """The orchestrator tells the conductor that a lease ran out."""
+    """The orchestrator tells the conductor that a lease ran out, or that its machine is gone."""
 
     job: str
     lease: str
     fence: int
     machine: str
+    reason: str = ""
+    counts: bool = Field(default=True, description="false: the machine was taken away or ended, which is no failure of the job")
+
+
+class LeaseRecall(Strict):
+    """The orchestrator asks for a machine back: the job is to be checkpointed, and goes on later or elsewhere."""
+
+    job: str
+    lease: str
+    fence: int
+    reason: str
+
+
+class LeaseDelay(Strict):
+    """The orchestrator tells why a job still waits for a machine, or (`final`) that it will not get one."""
+
+    job: str
+    reason: str
+    final: bool = Field(default=False, description="it gets none, so the job has failed")

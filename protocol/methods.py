@@ -46,6 +46,8 @@ TABLE: tuple[Method, ...] = (
     Method("job.approve", "conductor", job.ApproveRequest, job.JobSnapshot),
     Method("job.report", "conductor", job.Report, job.Empty, None),
     Method("lease.lost", "conductor", machine.LeaseLost, job.Empty, None),
+    Method("lease.recall", "conductor", machine.LeaseRecall, job.Empty, None),
+    Method("lease.delay", "conductor", machine.LeaseDelay, job.Empty, None),
     Method("job.plan", "gguf_factory", job.PlanRequest, job.Plan, None),
     Method("job.run", "gguf_factory", job.RunRequest, job.Empty, None),
     Method("job.stop", "gguf_factory", job.StopRequest, job.Empty, None),

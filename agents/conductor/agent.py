@@ -37,7 +37,7 @@ from protocol.job import (
     State,
     Submitted,
 )
-from protocol.machine import LeaseLost
+from protocol.machine import LeaseDelay, LeaseLost, LeaseRecall
 
 SCHEMA = """
 CREATE TABLE jobs (
@@ -84,7 +84,9 @@ class ConductorAgent(BaseAgent):
             "job.events": self.events,
             "job.cancel": self.cancel,
             "job.report": self.report,
-            "lease.lost": self.lease_lost,
+            "lease.lost": self.lease_told,
+            "lease.recall": self.lease_told,
+            "lease.delay": self.lease_told,
         }
         for method in ("offer.quote", "budget.reserve", "lease.request"):
             self.reply_handlers[method] = self.answered
@@ -176,9 +178,10 @@ class ConductorAgent(BaseAgent):
             return DEFERRED
         return Empty()
 
-    def lease_lost(self, message: MCPMessage, tx: Transaction) -> Empty:
-        lost: LeaseLost = self.params(message)
-        self.happen(lost.job, lost, tx)
+    def lease_told(self, message: MCPMessage, tx: Transaction) -> Empty:
+        """The orchestrator tells that a lease is over, is wanted back, or takes its time."""
+        word: LeaseLost | LeaseRecall | LeaseDelay = self.params(message)
+        self.happen(word.job, word, tx)
         return Empty()
 
     # answers

@@ -15,7 +15,16 @@ from pydantic import BaseModel
 from agents.conductor.record import Fact, JobRecord, evolve
 from protocol.errors import Code, LabError
 from protocol.job import Finished, Plan, PlanRequest, Report, RunRequest, State, StopRequest, Submitted
-from protocol.machine import LeaseGrant, LeaseLost, LeaseRelease, LeaseRequest, Quote, QuoteRequest
+from protocol.machine import (
+    LeaseDelay,
+    LeaseGrant,
+    LeaseLost,
+    LeaseRecall,
+    LeaseRelease,
+    LeaseRequest,
+    Quote,
+    QuoteRequest,
+)
 from protocol.money import ReleaseRequest, Reservation, ReserveRequest, SettleRequest
 
 ATTEMPTS = 3
@@ -71,7 +80,7 @@ class TwinEnded:
 
 Happening = (
     Routed | Refused | CancelAsked | Stopped | Resume | Plan | Twin | TwinEnded | Quote | Reservation | LeaseGrant | Report
-    | LeaseLost
+    | LeaseLost | LeaseRecall | LeaseDelay
 )
 
 
@@ -158,11 +167,21 @@ def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
             reported(decision, happening)
         case LeaseLost():
             lost(decision, happening)
+        case LeaseRecall():
+            recall(decision, happening)
+        case LeaseDelay(final=True):
+            if record.state is State.PROVISIONING and record.lease is None:
+                finish(decision, "failed", reason=happening.reason)
+        case LeaseDelay():
+            if record.state is State.PROVISIONING and record.lease is None and record.reason != happening.reason:
+                decision.fact("delayed", reason=happening.reason)
         case CancelAsked():
             cancel(decision)
         case Stopped():
             if record.cancelling:
                 finish(decision, "cancelled", reason="cancelled by the user")
+            elif record.recalled is not None:
+                interrupt(decision, record.recalled, counts=False, release=True)
         case Resume():
             if record.state is State.INTERRUPTED:
                 provision(decision)
@@ -263,11 +282,22 @@ def lost(decision: Decision, loss: LeaseLost) -> None:
     """A lease ran out: the one that the job has, or one whose grant never arrived here."""
     record = decision.record
     if record.lease is not None and loss.fence == record.fence:
-        reason = f"the lease on {loss.machine} ran out: the factory did not renew it."
-        interrupt(decision, reason, counts=True, release=False)
+        reason = loss.reason or f"the lease on {loss.machine} ran out: the factory did not renew it."
+        interrupt(decision, reason, counts=loss.counts, release=False)
     elif record.lease is None and record.state is State.PROVISIONING and loss.fence > record.fence:
         reason = f"the lease on {loss.machine} ran out before its grant arrived."
         interrupt(decision, reason, counts=False, release=False, fence=loss.fence)
+
+
+def recall(decision: Decision, wanted: LeaseRecall) -> None:
+    """The machine is needed back: the factory checkpoints the job and reports it as interrupted."""
+    record = decision.record
+    if record.lease is None or wanted.fence != record.fence or record.cancelling:
+        return
+    decision.fact("recalled", reason=wanted.reason)
+    decision.call(
+        "job.stop", StopRequest(job=record.job, mode="checkpoint"), f":recall:{record.fence}", to=record.lease.machine
+    )  # that it has stopped, the answer tells
 
 
 def reported(decision: Decision, report: Report) -> None:
@@ -315,7 +345,7 @@ def interrupt(
     decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid, fence=max(fence, record.fence))
     # Calls of one job and method go out one after another: one that a dead machine never answers would hold up the next,
     # and a factory that comes back later must not start under the old lease.
-    decision.drop = ["lease.request", "job.run"]
+    decision.drop = ["lease.request", "job.run", "job.stop"]
     if release and lease is not None:
         decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
     failures = decision.record.failures
@@ -371,7 +401,8 @@ def finish(
     waiting = record.state is State.PROVISIONING and lease is None
     decision.fact(state, **data)
     record = decision.record
-    if record.reservation is not None:
+    rents = record.offer is not None and record.offer.paid  # then the orchestrator settles: it knows what the machine cost
+    if record.reservation is not None and not rents:
         if record.spent_micros:
             decision.call(
                 "budget.settle",
@@ -380,9 +411,10 @@ def finish(
         else:
             decision.call("budget.release", ReleaseRequest(reservation=record.reservation, job=record.job))
     if lease is not None:
-        decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
-    elif waiting:
-        decision.call("lease.release", LeaseRelease(job=record.job), f":queue:{record.attempt}")
+        back = LeaseRelease(job=record.job, lease=lease.lease, over=True)
+        decision.call("lease.release", back, f":{lease.lease}")
+    elif waiting or (rents and record.reservation is not None):
+        decision.call("lease.release", LeaseRelease(job=record.job, over=True), f":queue:{record.attempt}")
     decision.timers |= {"resume": None, "stop": None}
 
 

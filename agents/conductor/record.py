@@ -34,6 +34,8 @@ class Fact(BaseModel):
 class JobRecord(BaseModel):
     """A job. `lease` is set while a factory holds it; `spent_micros` counts the leases that have ended.
 
+    `recalled` is why its machine is wanted back, while the job is being checkpointed.
+
     `sharing` is the job for whose model this one waits, `cached_from` the one that made the model that this one ended with.
     """
 
@@ -57,6 +59,7 @@ class JobRecord(BaseModel):
     fence: int = 0
     fenced_reports: int = 0
     cancelling: bool = False
+    recalled: str | None = None
     spent_micros: int = 0
     artefacts: list[Artefact] = Field(default_factory=list)
     gates: dict[str, Gate] = Field(default_factory=dict)
@@ -104,6 +107,8 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             change |= {"state": State.QUOTED, "offer": Offer.model_validate(data["offer"])}
         case "reserved":
             change |= {"state": State.RESERVED, "reservation": data["reservation"]}
+        case "delayed":
+            change |= {"reason": data["reason"]}
         case "provisioning":
             change |= {"state": State.PROVISIONING, "attempt": data["attempt"], "stage": None}
         case "leased":
@@ -118,6 +123,8 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             change |= {"stages_done": [*record.stages_done, Stage(data["stage"])]}
         case "cancelling":
             change |= {"cancelling": True}
+        case "recalled":
+            change |= {"recalled": data["reason"]}
         case "fenced":
             change |= {"fenced_reports": record.fenced_reports + 1}
         case "interrupted":
@@ -147,4 +154,4 @@ def ended_lease(record: JobRecord, at: datetime) -> dict[str, Any]:
         return {}
     seconds = max(0.0, (at - record.leased_at).total_seconds())
     cost = round(record.lease.price_micros_per_hour * seconds / 3600)
-    return {"lease": None, "leased_at": None, "spent_micros": record.spent_micros + cost}
+    return {"lease": None, "leased_at": None, "recalled": None, "spent_micros": record.spent_micros + cost}

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, cast
 
 from pydantic import ValidationError
 
 from agents.gpu_orchestrator import offers, queue
 from agents.gpu_orchestrator.fleet import Fleet
+from agents.gpu_orchestrator.offers import Machine
+from agents.gpu_orchestrator.providers.provider import Instance, Provider, ProviderError
 from agents.gpu_orchestrator.queue import Waiting
-from bus import DEFERRED, BaseAgent, Deferred, Transaction, Wiring
+from agents.gpu_orchestrator.rentals.keeper import TICK, Admission, Keeper
+from agents.gpu_orchestrator.rentals.life import Limits
+from agents.gpu_orchestrator.rentals.office import Asking, Market, Office
+from agents.gpu_orchestrator.rentals.rental import Rental, State
+from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
+from agents.gpu_orchestrator.rentals.store import Rentals
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
 from bus.lease import SCHEMA as LEASES
 from bus.lease import TTL, Lease, Leases
 from bus.redact import of_error
@@ -52,15 +63,40 @@ CREATE TABLE quotes (                -- offer.quote calls that wait for a factor
 """
 
 
+ASKED = """
+CREATE TABLE asked (                 -- what the quotes of jobs on rented machines were asked with, for further launches
+    job TEXT PRIMARY KEY,
+    request TEXT NOT NULL            -- the QuoteRequest as JSON
+) WITHOUT ROWID;
+CREATE TABLE self (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """What rents machines. `tick`: seconds between two looks at them."""
+
+    providers: Mapping[str, Provider]
+    market: Market
+    admission: Admission
+    image: str
+    limits: Limits = field(default_factory=Limits)
+    tick: float = TICK
+
+
 class GpuOrchestratorAgent(BaseAgent):
     """Quotes jobs on the machines that are online, and leases their slots: highest priority first, then the oldest."""
 
     role: ClassVar[str] = "gpu_orchestrator"
-    migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE)
+    migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE, RENTALS + ASKED)
 
-    def __init__(self, wiring: Wiring, configs: Configs | None = None) -> None:
+    def __init__(self, wiring: Wiring, configs: Configs | None = None, clouds: Clouds | None = None) -> None:
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
         super().__init__(wiring)
+        self._keeper: Keeper | None = None
+        self._office: Office | None = None
+        if clouds is not None:
+            self._rent_with(clouds)
         self._fleet = Fleet()
         self._grace_given = False
         self._told: ProviderStatus | None = None
@@ -74,15 +110,21 @@ class GpuOrchestratorAgent(BaseAgent):
             }
         )
         self.timer_handlers.update({"lease": self._lease_due, "quote": self._quote_due})
-        self.reply_handlers["lease.lost"] = lambda answer, tx: None  # the conductor knows; nothing is left to do
+        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.settle", "budget.release"):
+            self.reply_handlers[method] = self._answered
+        self.timer_handlers["place"] = lambda key, data, tx: self._hand_out(tx)
         for topic in ("card", "presence"):
             self.watch(self.topics.of(topic, role="gguf_factory", agent="+"), self._heard)
 
     async def started(self) -> None:
-        """Give every lease one ttl, and tell the provider's status."""
+        """Give every lease one ttl, tell the provider's status, and take up the rentals that the last process left."""
         with self.transaction() as tx:
             self._grace(tx)
             self._tell(tx)
+        if self._keeper is not None:
+            for name in self._keeper.providers:
+                self.spawn(self._keeper.keep(name))
+            self.spawn(self._tend())
 
     def broker_forgot(self) -> None:
         """Tell the provider's status again."""
@@ -103,6 +145,7 @@ class GpuOrchestratorAgent(BaseAgent):
                 self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, kind)))
                 return
         with self.transaction() as tx:
+            self._look(tx)
             self._hand_out(tx)
 
     def _tell(self, tx: Transaction) -> None:
@@ -121,7 +164,7 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _quote(self, message: MCPMessage, tx: Transaction) -> Quote | Deferred:
         request = cast(QuoteRequest, self.params(message))
-        if self._fleet.machines(()):
+        if self._own(()):
             return self._quoted(request, tx)
         tx.connection.execute("INSERT OR REPLACE INTO quotes VALUES (?, ?)", (message.id, request.model_dump_json()))
         tx.timer("quote", message.id, tx.now + QUOTE_WAIT)
@@ -129,10 +172,12 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _quoted(self, request: QuoteRequest, tx: Transaction) -> Quote:
         tier = self._configs.tiers.get(request.tier)
-        machines = self._fleet.machines(self._leases(tx).live())
+        machines = self._own(self._leases(tx).live())
         cap = tier.cap_usd if tier else None
         quote = offers.quote(request.job, request.plan, machines, self._configs.providers.local, request.budget_usd, cap)
         self.log.info("quoted", job=request.job, machine=quote.choice.machine)
+        if quote.choice.paid:
+            tx.connection.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (request.job, request.model_dump_json()))
         return quote
 
     def _answer_quotes(self, tx: Transaction) -> None:
@@ -161,6 +206,8 @@ class GpuOrchestratorAgent(BaseAgent):
         tx.connection.execute(
             "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?)", (message.id, request.job, request.model_dump_json())
         )
+        if request.offer is not None and request.offer.paid:
+            Rentals(tx.connection).open_account(request.job, request.reservation, request.offer.reservation_micros)
         self._hand_out(tx)
         return DEFERRED
 
@@ -169,7 +216,7 @@ class GpuOrchestratorAgent(BaseAgent):
         self._grace(tx)
         lease = self._leases(tx).renew(request.job, request.lease, request.fence, tx.now)
         tx.timer("lease", lease.job, lease.expires_at)
-        return _grant(lease)
+        return self._granted(lease, tx)
 
     def _release(self, message: MCPMessage, tx: Transaction) -> Empty:
         request = cast(LeaseRelease, self.params(message))
@@ -179,6 +226,11 @@ class GpuOrchestratorAgent(BaseAgent):
             gone = LabError(Code.CANCELLED, f"job {request.job} has left the queue for a machine.", job=request.job)
             for row in self._waiting(tx, request.job):
                 self._answer_waiting(row["message"], gone, tx)
+        if request.over:
+            Rentals(tx.connection).end_account(request.job)
+            if self._office is not None:
+                self._office.settle(tx)
+        self._look(tx)
         self._hand_out(tx)
         return Empty()
 
@@ -230,25 +282,135 @@ class GpuOrchestratorAgent(BaseAgent):
         for message, request in list(requests.items()):
             held = leases.of(request.job)
             if held is not None:
-                self._answer_waiting(message, _grant(held), tx)
+                self._answer_waiting(message, self._granted(held, tx), tx)
                 del requests[message]
         jobs = {request.job: request for request in requests.values()}
-        waiting = [
-            Waiting(job.job, job.priority, job.submitted_at, job.memory_bytes, frozenset(job.avoid)) for job in jobs.values()
-        ]
-        for job, machine in queue.assign(waiting, self._fleet.machines(leases.live())):
-            lease = leases.grant(
-                job.job, uuid7(), machine, tx.now, memory_bytes=job.memory_bytes,
-                price_micros_per_hour=self._configs.providers.local.price_micros_per_hour,
-            )  # fmt: skip
-            asked = [message for message, request in requests.items() if request.job == job.job]
-            stored = tx.message(asked[0])  # not the message that is being handled: that may be another job's
-            with tx.about(stored.traceparent if stored else None, job=lease.job):
-                tx.timer("lease", lease.job, lease.expires_at)
-                self.log.info("leased", machine=machine, fence=lease.fence)
-            for message in asked:
-                self._answer_waiting(message, _grant(lease), tx)
+        own = [job for job in jobs.values() if job.offer is None or not job.offer.paid]
+        for waiting, machine in queue.assign(map(_waiting, own), self._own(leases.live())):
+            price = self._configs.providers.local.price_micros_per_hour
+            self._grant(jobs[waiting.job], machine, price, requests, tx)
+        self._hand_out_rented([job for job in jobs.values() if job.offer is not None and job.offer.paid], requests, tx)
         self._tell(tx)
+
+    def _grant(
+        self, job: LeaseRequest, machine: str, price: int, requests: Mapping[str, LeaseRequest], tx: Transaction
+    ) -> None:
+        lease = self._leases(tx).grant(
+            job.job, uuid7(), machine, tx.now, memory_bytes=job.memory_bytes, price_micros_per_hour=price
+        )
+        asked = [message for message, request in requests.items() if request.job == job.job]
+        stored = tx.message(asked[0])  # not the message that is being handled: that may be another job's
+        with tx.about(stored.traceparent if stored else None, job=lease.job):
+            tx.timer("lease", lease.job, lease.expires_at)
+            self.log.info("leased", machine=machine, fence=lease.fence)
+        for message in asked:
+            self._answer_waiting(message, self._granted(lease, tx), tx)
+
+    def _granted(self, lease: Lease, tx: Transaction) -> LeaseGrant:
+        return LeaseGrant(
+            job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine, ttl_s=TTL.total_seconds(),
+            provider=next((r.provider for r in Rentals(tx.connection).living() if r.machine == lease.machine), PROVIDER),
+            price_micros_per_hour=lease.price_micros_per_hour, expires_at=lease.expires_at,
+        )  # fmt: skip
+
+    # rented machines
+
+    def _rent_with(self, clouds: Clouds) -> None:
+        prefix = self._prefix()
+        self._office = Office(clouds.market, lambda: uuid7()[-12:], prefix, clouds.limits)
+        self._keeper = Keeper(
+            clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
+        )
+        self._tick = clouds.tick
+
+    def _prefix(self) -> str:
+        """Return what this lab's tags begin with: its name, and what tells it from a lab of the same name elsewhere."""
+        with self.transaction() as tx:
+            tx.connection.execute("INSERT OR IGNORE INTO self VALUES ('mark', ?)", (uuid7()[-8:],))
+            mark = tx.connection.execute("SELECT value FROM self WHERE name = 'mark'").fetchone()[0]
+        return f"meetara-{self.topics.lab}-{mark}-"
+
+    def _own(self, leases: Iterable[Lease]) -> list[Machine]:
+        """Return the machines that are not rented."""
+        return [machine for machine in self._fleet.machines(leases) if machine.rental is None]
+
+    def _hand_out_rented(self, jobs: Sequence[LeaseRequest], requests: Mapping[str, LeaseRequest], tx: Transaction) -> None:
+        """Give waiting jobs the rented machines of their kind, and rent more where that is too few."""
+        if self._office is None or not jobs:
+            return
+        store, left = Rentals(tx.connection), {job.job: job for job in jobs}
+        for rental in store.living():
+            if rental.state is not State.READY:
+                continue
+            machines = [m for m in self._fleet.machines(self._leases(tx).live()) if m.name == rental.machine]
+            fitting = [job for job in left.values() if job.kind == rental.kind]
+            for waiting, machine in queue.assign(map(_waiting, fitting), machines):
+                job = left.pop(waiting.job)
+                account = store.account(job.job)
+                assert account is not None
+                store.pays(rental, account, tx.now)
+                self._grant(job, machine, rental.price_micros_per_hour, requests, tx)
+        askings = []
+        for job in left.values():
+            row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
+            if row is not None:
+                askings.append(Asking(job, QuoteRequest.model_validate_json(row["request"])))
+        self._office.place(askings, tx)
+        if self._keeper is not None:
+            tx.after_commit(self._keeper.wake)
+
+    async def _tend(self) -> None:
+        """Look after the rentals for ever: workers that came or went silent, money that runs out."""
+        while True:
+            await asyncio.sleep(self._tick)
+            with self.transaction() as tx:
+                if self._look(tx):
+                    self._hand_out(tx)
+
+    def _look(self, tx: Transaction) -> bool:
+        """Compare rentals with who is online; tells whether anything has changed."""
+        if self._office is None:
+            return False
+        online = {m.name: m.device for m in self._fleet.machines(()) if m.rental is not None}
+        kinds = [
+            request.kind for row in self._waiting(tx)
+            if (request := LeaseRequest.model_validate_json(row["request"])).offer is not None and request.offer.paid
+        ]  # fmt: skip
+        changes = self._office.look(online, kinds, tx)
+        for before, after in changes:
+            Rentals(tx.connection).save(after)
+            if after.state is not before.state:
+                self.changed(before, after, tx)
+        return bool(changes)
+
+    def now(self) -> datetime:
+        """Read the clock."""
+        return self.wiring.now()
+
+    def changed(self, before: Rental, after: Rental, tx: Transaction) -> None:
+        """Follow a rental into a new state."""
+        assert self._office is not None and self._keeper is not None
+        self.log.info(
+            "rental", rental=after.id, provider=after.provider, state=after.state.value, instance=after.instance,
+            reason=after.reason or None, fault=after.fault or None,
+        )  # fmt: skip
+        self._office.changed(before, after, tx)
+        tx.after_commit(self._keeper.wake)
+        if after.state in (State.READY, State.GONE):
+            tx.timer("place", "", tx.now)
+
+    def orphan(self, instance: Instance, tx: Transaction) -> None:
+        """Tell that an instance runs which nobody ordered."""
+        self.log.error("orphan terminated", provider=instance.provider, instance=instance.id, tag=instance.tag)
+
+    def trouble(self, provider: str, error: ProviderError | None) -> None:
+        """Note how the last look at a provider went."""
+        if error is not None:
+            self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
+
+    def _answered(self, answer: Answer, tx: Transaction) -> None:
+        if answer.error is not None:
+            self.log.error("refused", method=answer.method, job=answer.key, **of_error(answer.error))
 
     def _waiting(self, tx: Transaction, job: str | None = None) -> list[Any]:
         return tx.connection.execute("SELECT * FROM waiting WHERE ? IN (job, '')", (job or "",)).fetchall()
@@ -258,8 +420,5 @@ class GpuOrchestratorAgent(BaseAgent):
         tx.connection.execute("DELETE FROM waiting WHERE message = ?", (message,))
 
 
-def _grant(lease: Lease) -> LeaseGrant:
-    return LeaseGrant(
-        job=lease.job, lease=lease.lease, fence=lease.fence, provider=PROVIDER, machine=lease.machine,
-        price_micros_per_hour=lease.price_micros_per_hour, ttl_s=TTL.total_seconds(), expires_at=lease.expires_at,
-    )  # fmt: skip
+def _waiting(job: LeaseRequest) -> Waiting:
+    return Waiting(job.job, job.priority, job.submitted_at, job.memory_bytes, frozenset(job.avoid))

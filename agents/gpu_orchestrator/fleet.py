@@ -39,15 +39,16 @@ class Fleet:
         return [
             Machine(
                 name, card.slots, max(0, card.slots - taken[name]), card.device,
-                max(0, (card.device.memory_bytes if card.device else 0) - memory[name]),
+                max(0, (card.device.memory_bytes if card.device else 0) - memory[name]), card.rental,
             )
             for name, card in sorted(self._cards.items()) if self._online.get(name, False)
         ]  # fmt: skip
 
     def status(self, provider: str, leases: Iterable[Lease], now: datetime) -> ProviderStatus:
-        """Return a provider's status: down without machines, degraded while one that holds a lease is away."""
-        leases = list(leases)
-        machines = self.machines(leases)
+        """Return the status of the machines that are not rented: down without any, degraded while one with a lease is away."""
+        rented = {name for name, card in self._cards.items() if card.rental is not None}
+        leases = [lease for lease in leases if lease.machine not in rented]
+        machines = [machine for machine in self.machines(leases) if machine.rental is None]
         names = {machine.name for machine in machines}
         away = any(lease.machine not in names for lease in leases)
         status = "down" if not machines else "degraded" if away else "up"

@@ -18,13 +18,14 @@ MARGIN = Fraction(11, 10)
 
 @dataclass(frozen=True)
 class Machine:
-    """A factory that is online: its slots, and what it has. `free` is how many slots nobody leases."""
+    """A factory that is online: its slots, and what it has. `free` is how many slots nobody leases; `rental` None: it is ours."""
 
     name: str
     slots: int
     free: int
     device: Device | None
     free_memory_bytes: int = 0
+    rental: str | None = None
 
 
 def cost(price_micros_per_hour: int, seconds: float) -> int:

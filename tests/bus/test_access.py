@@ -61,7 +61,8 @@ SAYS: dict[str, list[str]] = {
         "reply/operator",
     ],
     "gpu_orchestrator": [
-        "call/conductor/lease.lost", "call/cost_monitor/budget.extend", "call/cost_monitor/budget.settle",
+        "call/conductor/lease.lost", "call/conductor/lease.recall", "call/conductor/lease.delay",
+        "call/cost_monitor/budget.extend", "call/cost_monitor/budget.settle",
         "call/cost_monitor/budget.release", "call/cost_monitor/budget.bill", "call/cost_monitor/budget.report",
         "provider/+/status", "cost/stopped", "reply/<conductor-1>", "reply/<gguf_factory-1>",
         "reply/<gguf_factory-2>", *TO_PERSONS, "reply/<gateway-1>",

@@ -163,7 +163,7 @@ async def test_a_renewed_lease_lives_and_an_unrenewed_one_is_lost_and_told_once(
     rig.pass_time(TTL / 2)
     assert rig.calls() == [] and rig.reply("b:lease") is None
     rig.pass_time(TTL / 2)
-    lost = {"job": "a", "lease": lease["lease"], "fence": 1, "machine": "f1"}
+    lost = {"job": "a", "lease": lease["lease"], "fence": 1, "machine": "f1", "reason": "", "counts": True}
     assert rig.calls() == [(f"{lease['lease']}:lost", lost)]
     assert rig.reply("b:lease")["result"]["machine"] == "f1"
     old = await rig.ask("o", "lease.renew", job="a", lease=lease["lease"], fence=1)

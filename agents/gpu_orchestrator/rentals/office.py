@@ -1,0 +1,243 @@
+"""Rents machines for jobs that wait for one, ends those that nobody needs, and settles what they cost.
+
+Everything here happens within a transaction of the agent; it speaks with no provider (see `keeper`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from agents.gpu_orchestrator.providers.provider import AuthFailed, QuotaExceeded
+from agents.gpu_orchestrator.rentals import life, meter
+from agents.gpu_orchestrator.rentals.breaker import Breaker, circuit
+from agents.gpu_orchestrator.rentals.life import Limits
+from agents.gpu_orchestrator.rentals.placement import Wish, unserved
+from agents.gpu_orchestrator.rentals.rental import Rental, State
+from agents.gpu_orchestrator.rentals.store import Account, Rentals
+from bus import Transaction
+from bus.lease import Lease, Leases
+from protocol.machine import (
+    Device,
+    LeaseDelay,
+    LeaseLost,
+    LeaseRecall,
+    LeaseRequest,
+    Listing,
+    Offer,
+    QuoteRequest,
+)
+from protocol.money import ReleaseRequest, SettleRequest
+
+RETRY = timedelta(seconds=30)
+"""How soon waiting jobs are placed anew where nothing says when another try makes sense."""
+SILENT = timedelta(seconds=60)
+"""A ready machine whose worker has been offline for so long is ended: two lease lives, so no short break of a line."""
+STRICT = (AuthFailed.__name__, QuotaExceeded.__name__)
+"""Faults that concern all machines of a provider."""
+
+
+class Market(Protocol):
+    """What can be rented for a job."""
+
+    def ranked(self, request: QuoteRequest, now: datetime) -> Sequence[tuple[Offer, Listing]]:
+        """Return what fits a job and may be launched now, the best first."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A job that waits for a rented machine, and what its quote was asked with."""
+
+    request: LeaseRequest
+    quote: QuoteRequest
+
+    @property
+    def wish(self) -> Wish:
+        offer = self.request.offer
+        assert offer is not None
+        return Wish(
+            self.request.job, self.request.kind, offer.provider, self.request.priority, self.request.submitted_at,
+            offer.seconds_p50,
+        )  # fmt: skip
+
+
+class Office:
+    """Rents, ends and settles.
+
+    Args:
+        market: what can be rented.
+        names: makes the id of a new rental.
+        prefix: what the tags of this lab's instances begin with.
+    """
+
+    def __init__(self, market: Market, names: Callable[[], str], prefix: str, limits: Limits) -> None:
+        self.breaker = Breaker()
+        self._market, self._names, self._prefix, self._limits = market, names, prefix, limits
+        self._offline: dict[str, datetime] = {}
+        self._told: dict[str, str] = {}
+
+    # renting
+
+    def place(self, waiting: Sequence[Asking], tx: Transaction) -> None:
+        """Order machines for jobs that can share none; tells the conductor why a job must wait."""
+        store = Rentals(tx.connection)
+        askings = {asking.request.job: asking for asking in waiting}
+        leases = Leases(tx.connection).live()
+        living = store.living()
+        busy = {rental.id: self._remaining(rental, leases, tx.now) for rental in living}
+        for wish in unserved((asking.wish for asking in waiting), living, busy):
+            asking = askings[wish.job]
+            account = store.account(wish.job)
+            assert account is not None
+            reason = self._rent(asking, account, store, tx)
+            if reason is not None:
+                self._delay(wish.job, reason, tx)
+                tx.timer("place", "", min(self.breaker.next(tx.now) or tx.now + RETRY, tx.now + RETRY))
+
+    def _rent(self, asking: Asking, account: Account, store: Rentals, tx: Transaction) -> str | None:
+        """Order the best machine that may be had; returns why there is none."""
+        left = account.reserved_micros - store.spent(account.job, tx.now)
+        shunned = store.shunned()
+        taken = {(rental.provider, rental.listing.id) for rental in store.living() if not rental.listing.secure}
+        reasons: dict[str, str] = {}
+        for offer, listing in self._market.ranked(asking.quote, tx.now):
+            key = (listing.provider, listing.id)
+            why = shunned.get(key) or self.breaker.open(circuit(listing), tx.now)
+            if key in taken:
+                why = "it is rented already"
+            if why is None and offer.cost_p90_micros > left:
+                why = f"it costs {offer.cost_p90_micros} micro-dollars at P90, {left} are left of the reservation"
+            if why is None:
+                self._order(asking, account, offer, listing, store, tx)
+                return None
+            reasons[f"{listing.provider} {listing.id}"] = why
+        listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
+        more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        return f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
+
+    def _order(
+        self, asking: Asking, account: Account, offer: Offer, listing: Listing, store: Rentals, tx: Transaction
+    ) -> None:  # fmt: skip
+        id = self._names()
+        rental = Rental(
+            id=id, provider=listing.provider, listing=listing, kind=asking.request.kind, tag=f"{self._prefix}{id}",
+            machine=f"gguf_factory-{id}", needs_disk_bytes=asking.quote.plan.disk_bytes,
+            limit_micros_per_hour=offer.price_micros_per_hour, price_micros_per_hour=offer.price_micros_per_hour,
+            created_at=tx.now, state_at=tx.now,
+        )  # fmt: skip
+        store.save(rental)
+        store.pays(rental, account, tx.now)
+        self._told.pop(account.job, None)
+
+    def _delay(self, job: str, reason: str, tx: Transaction) -> None:
+        if self._told.get(job) != reason:
+            self._told[job] = reason
+            tx.call("lease.delay", LeaseDelay(job=job, reason=reason), key=job)
+
+    def _remaining(self, rental: Rental, leases: Iterable[Lease], now: datetime) -> float:
+        """Seconds for which a machine is taken; what a running job still needs is not known here, half of it is likely."""
+        return sum(300.0 for lease in leases if lease.machine == rental.machine)
+
+    # what happens to rentals
+
+    def changed(self, before: Rental, after: Rental, tx: Transaction) -> None:
+        """Follow a rental into a new state."""
+        if after.state is State.READY:
+            self.breaker.worked(circuit(after.listing))
+        if after.state is State.LEAVING:
+            for lease in self._leases(after, tx):
+                recall = LeaseRecall(job=lease.job, lease=lease.lease, fence=lease.fence, reason=after.reason)
+                tx.call("lease.recall", recall, key=lease.job, id=f"{lease.lease}:recall")
+        if after.state in (State.ENDING, State.GONE):
+            for lease in self._leases(after, tx):
+                self.lose(lease, after, tx)
+        if after.state is State.GONE and after.fault:
+            wide = after.fault in STRICT
+            self.breaker.failed((after.provider, "", "") if wide else circuit(after.listing), after.reason, tx.now)
+        if after.state is State.GONE:
+            self.settle(tx)
+
+    def lose(self, lease: Lease, rental: Rental, tx: Transaction) -> None:
+        """End a lease whose machine is lost, and tell the conductor, which lets the job go on elsewhere."""
+        Leases(tx.connection).release(lease.job, lease.lease)
+        tx.cancel_timer("lease", lease.job)
+        lost = LeaseLost(
+            job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine, counts=False,
+            reason=f"the machine at {rental.provider} is lost: {rental.reason}.",
+        )  # fmt: skip
+        tx.call("lease.lost", lost, key=lease.job, id=f"{lease.lease}:lost")
+
+    def look(self, online: Mapping[str, Device | None], wanted: Iterable[str], tx: Transaction) -> list[tuple[Rental, Rental]]:
+        """Compare rentals with the workers that are online; returns what has changed, which the caller must store.
+
+        Args:
+            online: machine to what its card says that it has.
+            wanted: kinds of the jobs that wait.
+        """
+        leased = {lease.machine for lease in Leases(tx.connection).live()}
+        kinds = set(wanted)
+        store = Rentals(tx.connection)
+        changes = []
+        for rental in store.living():
+            after = self._looked(rental, online, leased, kinds, store, tx)
+            if after != rental:
+                changes.append((rental, after))
+        return changes
+
+    def _looked(
+        self, rental: Rental, online: Mapping[str, Device | None], leased: set[str], kinds: set[str], store: Rentals,
+        tx: Transaction,
+    ) -> Rental:  # fmt: skip
+        here = rental.machine in online
+        payer = store.payer(rental.id)
+        account = store.account(payer.job) if payer else None
+        nobody = account is not None and account.over and rental.kind not in kinds
+        if rental.state is State.BOOTING and here:
+            if (lie := life.lie(rental, online[rental.machine])) is not None:
+                store.shun(rental, lie, tx.now)
+                return life.ending(rental, tx.now, lie, fault=lie)
+            return rental.into(State.READY, tx.now)
+        if rental.state in (State.ORDERED, State.UNCERTAIN, State.BOOTING) and nobody:
+            return life.ending(rental, tx.now, "nobody needs it")
+        if rental.state is not State.READY:
+            return rental
+        if payer is not None and account is not None:
+            left = account.reserved_micros - store.spent(payer.job, payer.since)
+            if tx.now + self._limits.leave >= meter.lasts_until(rental, payer, left):
+                return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
+        if not here:
+            since = self._offline.setdefault(rental.id, tx.now)
+            if tx.now - since > SILENT:
+                return life.ending(rental, tx.now, "its worker went silent", fault="its worker went silent")
+            return rental
+        self._offline.pop(rental.id, None)
+        idle = rental.machine not in leased and rental.kind not in kinds
+        if idle != (rental.quiet_since is not None):
+            return rental.model_copy(update={"quiet_since": tx.now if idle else None})
+        return rental
+
+    def freeze(self, reason: str, tx: Transaction) -> list[tuple[Rental, Rental]]:
+        """End all rentals; their jobs save first. Returns what has changed, which the caller must store."""
+        living = Rentals(tx.connection).living()
+        changes = ((rental, life.leaving(rental, tx.now, reason)) for rental in living if rental.state is not State.LEAVING)
+        return [(before, after) for before, after in changes if before != after]
+
+    # money
+
+    def settle(self, tx: Transaction) -> None:
+        """End the reservations of jobs that are over and pay for nothing any more."""
+        store = Rentals(tx.connection)
+        for account in store.to_settle():
+            amount = store.spent(account.job, tx.now)
+            if amount:
+                settle = SettleRequest(reservation=account.reservation, job=account.job, amount_micros=amount)
+                tx.call("budget.settle", settle, key=account.job, id=f"{account.reservation}:settle")
+            else:
+                release = ReleaseRequest(reservation=account.reservation, job=account.job)
+                tx.call("budget.release", release, key=account.job, id=f"{account.reservation}:release")
+            store.settled(account.job)
+
+    def _leases(self, rental: Rental, tx: Transaction) -> list[Lease]:
+        return [lease for lease in Leases(tx.connection).live() if lease.machine == rental.machine]
