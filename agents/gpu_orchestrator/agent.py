@@ -22,6 +22,7 @@ from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
 from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from bus.freeze import read_freeze
 from bus.lease import SCHEMA as LEASES
 from bus.lease import TTL, Lease, Leases
 from bus.redact import of_error
@@ -41,6 +42,7 @@ from protocol.machine import (
     Quote,
     QuoteRequest,
 )  # fmt: skip
+from protocol.money import BudgetMode, Reservation, StoppedRental
 
 PROVIDER = "local"
 LATE = timedelta(seconds=5)
@@ -93,6 +95,8 @@ class GpuOrchestratorAgent(BaseAgent):
     def __init__(self, wiring: Wiring, configs: Configs | None = None, clouds: Clouds | None = None) -> None:
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
         super().__init__(wiring)
+        self._frozen: datetime | None = None
+        self._reported: list[StoppedRental] = []
         self._keeper: Keeper | None = None
         self._office: Office | None = None
         if clouds is not None:
@@ -110,9 +114,13 @@ class GpuOrchestratorAgent(BaseAgent):
             }
         )
         self.timer_handlers.update({"lease": self._lease_due, "quote": self._quote_due})
-        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.settle", "budget.release"):
+        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.settle", "budget.release", "budget.bill"):
             self.reply_handlers[method] = self._answered
+        self.reply_handlers["budget.extend"] = self._extended
+        self.timer_handlers["extend"] = self._extend_due
         self.timer_handlers["place"] = lambda key, data, tx: self._hand_out(tx)
+        if clouds is not None:
+            self.watch(self.topics.of("cost_mode"), self._mode_heard)
         for topic in ("card", "presence"):
             self.watch(self.topics.of(topic, role="gguf_factory", agent="+"), self._heard)
 
@@ -336,7 +344,7 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _hand_out_rented(self, jobs: Sequence[LeaseRequest], requests: Mapping[str, LeaseRequest], tx: Transaction) -> None:
         """Give waiting jobs the rented machines of their kind, and rent more where that is too few."""
-        if self._office is None or not jobs:
+        if self._office is None or not jobs or self._frozen is not None:
             return
         store, left = Rentals(tx.connection), {job.job: job for job in jobs}
         for rental in store.living():
@@ -355,6 +363,7 @@ class GpuOrchestratorAgent(BaseAgent):
             row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
             if row is not None:
                 askings.append(Asking(job, QuoteRequest.model_validate_json(row["request"])))
+        self._office.settle(tx)  # who has handed a machine over
         self._office.place(askings, tx)
         if self._keeper is not None:
             tx.after_commit(self._keeper.wake)
@@ -364,8 +373,46 @@ class GpuOrchestratorAgent(BaseAgent):
         while True:
             await asyncio.sleep(self._tick)
             with self.transaction() as tx:
+                freeze = read_freeze(self.home)
+                if freeze is not None:
+                    self._freeze(freeze.at, freeze.note or f"the {freeze.period}'s budget is used up", tx)
+                elif self._frozen is not None:
+                    self._thaw(tx)
                 if self._look(tx):
                     self._hand_out(tx)
+
+    # the freeze
+
+    def _mode_heard(self, topic: str, payload: bytes) -> None:
+        """The cost monitor tells how paid work goes on; the stop file in the home says the same without the bus."""
+        try:
+            mode = BudgetMode.model_validate_json(payload) if payload else None
+        except ValidationError as error:
+            self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, "mode")))
+            return
+        with self.transaction() as tx:
+            if mode is not None and mode.mode == "frozen":
+                self._freeze(mode.at, f"the {mode.period}'s budget is used up", tx)
+            elif read_freeze(self.home) is None:
+                self._thaw(tx)
+
+    def _freeze(self, at: datetime | None, reason: str, tx: Transaction) -> None:
+        """End everything that is rented, and rent nothing more."""
+        assert self._office is not None
+        if self._frozen is None:
+            self._frozen = at or tx.now
+            self.log.warning("paid work is frozen", reason=reason)
+        self._store_changes(self._office.freeze(self._frozen, reason, tx), tx)
+        report = self._office.report(self._frozen, tx)
+        if report.stopped != self._reported:
+            self._reported = report.stopped
+            tx.publish("cost_stopped", report)
+
+    def _thaw(self, tx: Transaction) -> None:
+        if self._frozen is not None:
+            self._frozen = None
+            self.log.info("paid work goes on")
+            self._hand_out(tx)
 
     def _look(self, tx: Transaction) -> bool:
         """Compare rentals with who is online; tells whether anything has changed."""
@@ -377,11 +424,14 @@ class GpuOrchestratorAgent(BaseAgent):
             if (request := LeaseRequest.model_validate_json(row["request"])).offer is not None and request.offer.paid
         ]  # fmt: skip
         changes = self._office.look(online, kinds, tx)
+        self._store_changes(changes, tx)
+        return bool(changes)
+
+    def _store_changes(self, changes: Iterable[tuple[Rental, Rental]], tx: Transaction) -> None:
         for before, after in changes:
             Rentals(tx.connection).save(after)
             if after.state is not before.state:
                 self.changed(before, after, tx)
-        return bool(changes)
 
     def now(self) -> datetime:
         """Read the clock."""
@@ -398,6 +448,23 @@ class GpuOrchestratorAgent(BaseAgent):
         tx.after_commit(self._keeper.wake)
         if after.state in (State.READY, State.GONE):
             tx.timer("place", "", tx.now)
+
+    def billed(self, rental: Rental, tx: Transaction) -> None:
+        """Tell the cost monitor what a provider charges."""
+        assert self._office is not None
+        self._office.bill(rental, tx)
+
+    def _extended(self, answer: Answer, tx: Transaction) -> None:
+        assert self._office is not None
+        word = answer.error or answer.result
+        assert isinstance(word, LabError | Reservation)
+        self._office.extended(answer.key, word, tx)
+        if isinstance(word, Reservation):
+            self._hand_out(tx)
+
+    def _extend_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
+        Rentals(tx.connection).refuse(key, "")
+        self._hand_out(tx)
 
     def orphan(self, instance: Instance, tx: Transaction) -> None:
         """Tell that an instance runs which nobody ordered."""

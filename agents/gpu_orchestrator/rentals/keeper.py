@@ -39,6 +39,9 @@ class Books(Protocol):
     def changed(self, before: Rental, after: Rental, tx: Transaction) -> None:
         """Be told of every new state of a rental, in the transaction that stores it."""
 
+    def billed(self, rental: Rental, tx: Transaction) -> None:
+        """Be told what a provider charges for a rental that is gone."""
+
     def orphan(self, instance: Instance, tx: Transaction) -> None:
         """Be told that an instance was found which no rental stands for; it is being terminated."""
 
@@ -112,7 +115,7 @@ class Keeper:
                 after = self._store(store, rental, life.passed(rental, now, self._limits), tx)
                 if life.due(after, now) is not None:
                     due.append(after)
-            return due
+            return due + [rental for rental in store.unbilled(name) if life.due(rental, now) is not None]
 
     async def _act(self, provider: Provider, rental: Rental) -> None:
         """Make the one call that is due for a rental."""
@@ -120,6 +123,8 @@ class Keeper:
             act = life.due(rental, self._books.now())
             if act is Act.LAUNCH:
                 await self._launch(provider, rental)
+            elif act is Act.BILL:
+                await self._ask_bill(provider, rental)
             elif act is not None:
                 await self._look(provider, rental, act)
         finally:
@@ -159,18 +164,29 @@ class Keeper:
         else:
             self._apply(rental, life.terminated if act is Act.TERMINATE else life.seen, instance)
 
+    async def _ask_bill(self, provider: Provider, rental: Rental) -> None:
+        assert rental.instance is not None and rental.metered_from is not None
+        try:
+            micros = await provider.billed(rental.instance, rental.metered_from)
+        except ProviderError as error:
+            self._apply(rental, life.failed, error)
+        else:
+            self._apply(rental, life.billed, micros)
+
     def _apply(self, rental: Rental, change: Callable[[Rental, Any, datetime, Limits], Rental], answer: object) -> None:
         """Apply what a call answered to the rental as it is now."""
         with self._books.transaction() as tx:
             store = Rentals(tx.connection)
             stored = store.of(rental.id)
-            if stored is not None and stored.state is not State.GONE:
+            if stored is not None:
                 self._store(store, stored, change(stored, answer, self._books.now(), self._limits), tx)
 
     def _store(self, store: Rentals, before: Rental, after: Rental, tx: Transaction) -> Rental:
         if after == before:
             return after
         store.save(after)
+        if after.billed_micros != before.billed_micros:
+            self._books.billed(after, tx)
         if after.state is not before.state:
             self._books.changed(before, after, tx)
             if after.state is State.GONE:

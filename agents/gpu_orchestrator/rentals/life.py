@@ -30,6 +30,8 @@ class Limits:
         look: between two looks at an instance that is where it should be.
         pause: between two looks at one that is on its way.
         backoff: first and longest pause after a failed call.
+        bill: how long after the end the provider is asked what it charges; bills lag behind.
+        bills: for how long it is asked again while it has no answer.
     """
 
     boot: timedelta = timedelta(minutes=15)
@@ -40,6 +42,8 @@ class Limits:
     look: timedelta = timedelta(seconds=60)
     pause: timedelta = timedelta(seconds=5)
     backoff: tuple[timedelta, timedelta] = (timedelta(seconds=1), timedelta(seconds=30))
+    bill: timedelta = timedelta(minutes=2)
+    bills: timedelta = timedelta(hours=26)
 
 
 class Act(StrEnum):
@@ -50,6 +54,7 @@ class Act(StrEnum):
     """Look for it by its tag: its id is not known."""
     LOOK = "look"
     TERMINATE = "terminate"
+    BILL = "bill"
 
 
 TRUE_MEMORY = 0.9
@@ -69,6 +74,8 @@ def due(rental: Rental, now: datetime) -> Act | None:
             return Act.LOOK
         case State.ENDING:
             return Act.FIND if rental.instance is None else Act.TERMINATE
+        case State.GONE if rental.bill_at is not None and now >= rental.bill_at:
+            return Act.BILL
     return None
 
 
@@ -109,6 +116,8 @@ def asked(rental: Rental, now: datetime) -> Rental:
 
 def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits) -> Rental:
     """Take in the provider's word that the rental exists."""
+    if rental.state is State.GONE:
+        return rental
     known = {"instance": instance.id, "missed_at": None, "failures": 0, "error": ""}
     if instance.price_micros_per_hour is not None:
         known["price_micros_per_hour"] = instance.price_micros_per_hour
@@ -134,7 +143,7 @@ def seen(rental: Rental, instance: Instance | None, now: datetime, limits: Limit
     if instance is None:
         return missed(rental, now, limits)
     if instance.phase is Phase.GONE:
-        return gone(rental, now)
+        return gone(rental, now, limits)
     rental = launched(rental, instance, now, limits)
     if instance.phase is Phase.STOPPING and rental.open:
         return ending(rental, now, "the provider is taking it away", fault="it was taken away")
@@ -145,7 +154,7 @@ def seen(rental: Rental, instance: Instance | None, now: datetime, limits: Limit
 def terminated(rental: Rental, instance: Instance | None, now: datetime, limits: Limits) -> Rental:
     """Take in what the provider says of an instance after its end was asked for."""
     if instance is not None and instance.phase is Phase.GONE:
-        return gone(rental, now)
+        return gone(rental, now, limits)
     if instance is None:
         return missed(rental, now, limits)
     return rental.model_copy(update={"next_at": now + limits.pause, "missed_at": None, "failures": 0})
@@ -153,27 +162,40 @@ def terminated(rental: Rental, instance: Instance | None, now: datetime, limits:
 
 def missed(rental: Rental, now: datetime, limits: Limits) -> Rental:
     """The provider has no such instance: twice, some time apart, makes it true."""
+    if rental.state is State.GONE:
+        return rental
     wait = limits.gone if rental.state is State.ENDING and rental.instance else limits.absent
     if rental.missed_at is not None and now - rental.missed_at >= wait:
-        return gone(rental, now)
+        return gone(rental, now, limits)
     first = rental.missed_at or now
     again = min(first + wait, now + limits.pause) if now < first + wait else now
     return rental.model_copy(update={"missed_at": first, "next_at": again, "failures": 0})
 
 
-def gone(rental: Rental, now: datetime) -> Rental:
+def gone(rental: Rental, now: datetime, limits: Limits) -> Rental:
     """The rental is over. Where nobody wanted that, the provider took it away."""
+    if rental.state is State.GONE:
+        return rental
     wanted = rental.state is State.ENDING
     fault = "" if wanted else "it never came to be" if rental.instance is None else "it was taken away"
     return rental.into(
-        State.GONE, now, ended_at=now, fault=rental.fault or fault,
+        State.GONE, now, ended_at=now, fault=rental.fault or fault, bill_at=now + limits.bill if rental.instance else None,
         reason=rental.reason or ("the provider ended it" if rental.instance else "the launch came to nothing"),
     )  # fmt: skip
 
 
+def billed(rental: Rental, micros: int | None, now: datetime, limits: Limits) -> Rental:
+    """Take in what the provider charges; None: it does not tell (yet), so it is asked again, for about a day."""
+    if micros is None:
+        ended = rental.ended_at or now
+        again = now + max(limits.bill, (now - ended) / 2)
+        return rental.model_copy(update={"bill_at": again if again - ended <= limits.bills else None, "failures": 0})
+    return rental.model_copy(update={"billed_micros": micros, "bill_at": None, "failures": 0})
+
+
 def refused(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:
     """Take in that a launch failed: one that surely did nothing is over and cost nothing, of any other a trace is looked for."""
-    if not error.sure:
+    if not error.sure or rental.state is State.GONE:
         return failed(rental, error, now, limits)
     if isinstance(error, RateLimited) and rental.state is State.UNCERTAIN:
         return failed(rental.into(State.ORDERED, now, metered_from=None), error, now, limits)

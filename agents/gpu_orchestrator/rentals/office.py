@@ -19,6 +19,7 @@ from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Account, Rentals
 from bus import Transaction
 from bus.lease import Lease, Leases
+from protocol import LabError, Retry
 from protocol.machine import (
     Device,
     LeaseDelay,
@@ -29,10 +30,20 @@ from protocol.machine import (
     Offer,
     QuoteRequest,
 )
-from protocol.money import ReleaseRequest, SettleRequest
+from protocol.money import (
+    BillRequest,
+    EmergencyReport,
+    ExtendRequest,
+    ReleaseRequest,
+    Reservation,
+    SettleRequest,
+    StoppedRental,
+)
 
 RETRY = timedelta(seconds=30)
 """How soon waiting jobs are placed anew where nothing says when another try makes sense."""
+AGAIN = timedelta(minutes=5)
+"""How soon more money is asked for again where it was refused for now."""
 SILENT = timedelta(seconds=60)
 """A ready machine whose worker has been offline for so long is ended: two lease lives, so no short break of a line."""
 STRICT = (AuthFailed.__name__, QuotaExceeded.__name__)
@@ -102,20 +113,48 @@ class Office:
         shunned = store.shunned()
         taken = {(rental.provider, rental.listing.id) for rental in store.living() if not rental.listing.secure}
         reasons: dict[str, str] = {}
+        dear: list[Offer] = []
         for offer, listing in self._market.ranked(asking.quote, tx.now):
             key = (listing.provider, listing.id)
             why = shunned.get(key) or self.breaker.open(circuit(listing), tx.now)
             if key in taken:
                 why = "it is rented already"
             if why is None and offer.cost_p90_micros > left:
-                why = f"it costs {offer.cost_p90_micros} micro-dollars at P90, {left} are left of the reservation"
+                why = f"it costs {dollars(offer.cost_p90_micros)} at P90, {dollars(left)} of the reservation are left"
+                dear.append(offer)
             if why is None:
                 self._order(asking, account, offer, listing, store, tx)
                 return None
             reasons[f"{listing.provider} {listing.id}"] = why
+        if dear:
+            return self._extend(asking, account, account.reserved_micros - left + dear[0].reservation_micros, tx)
         listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
         more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         return f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
+
+    def _extend(self, asking: Asking, account: Account, needed: int, tx: Transaction) -> str:
+        """Ask for more money: what a job has lost with its machines it needs again."""
+        limit = asking.quote.budget_usd
+        if limit is not None and needed > limit * 1_000_000:
+            reason = f"with what it has spent the job would need {dollars(needed)}, more than its budget_usd of {limit:g}."
+            tx.call("lease.delay", LeaseDelay(job=account.job, reason=reason, final=True), key=account.job)
+            return reason
+        if not account.refused:
+            more = ExtendRequest(reservation=account.reservation, job=account.job, amount_micros=needed)
+            tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}")
+        return account.refused or f"{dollars(needed)} in all are asked for, as other machines cost more."
+
+    def extended(self, job: str, answer: Reservation | LabError, tx: Transaction) -> None:
+        """Take in the cost monitor's answer."""
+        store = Rentals(tx.connection)
+        if isinstance(answer, LabError):
+            store.refuse(job, str(answer))
+            if answer.retry is Retry.NEVER:
+                tx.call("lease.delay", LeaseDelay(job=job, reason=str(answer), final=True), key=job)
+            else:
+                tx.timer("extend", job, tx.now + AGAIN)
+        else:
+            store.extended(job, answer.amount_micros)
 
     def _order(
         self, asking: Asking, account: Account, offer: Offer, listing: Listing, store: Rentals, tx: Transaction
@@ -218,26 +257,62 @@ class Office:
             return rental.model_copy(update={"quiet_since": tx.now if idle else None})
         return rental
 
-    def freeze(self, reason: str, tx: Transaction) -> list[tuple[Rental, Rental]]:
+    def freeze(self, began: datetime, reason: str, tx: Transaction) -> list[tuple[Rental, Rental]]:
         """End all rentals; their jobs save first. Returns what has changed, which the caller must store."""
-        living = Rentals(tx.connection).living()
-        changes = ((rental, life.leaving(rental, tx.now, reason)) for rental in living if rental.state is not State.LEAVING)
-        return [(before, after) for before, after in changes if before != after]
+        changes = []
+        for rental in Rentals(tx.connection).living():
+            if rental.stopped_by is None and rental.state is not State.ENDING:
+                after = rental if rental.state is State.LEAVING else life.leaving(rental, tx.now, reason)
+                changes.append((rental, after.model_copy(update={"stopped_by": began})))
+        return changes
 
     # money
 
     def settle(self, tx: Transaction) -> None:
-        """End the reservations of jobs that are over and pay for nothing any more."""
+        """Tell the cost monitor what jobs have paid for, and end the reservations of those that are over."""
         store = Rentals(tx.connection)
-        for account in store.to_settle():
-            amount = store.spent(account.job, tx.now)
-            if amount:
-                settle = SettleRequest(reservation=account.reservation, job=account.job, amount_micros=amount)
-                tx.call("budget.settle", settle, key=account.job, id=f"{account.reservation}:settle")
-            else:
-                release = ReleaseRequest(reservation=account.reservation, job=account.job)
-                tx.call("budget.release", release, key=account.job, id=f"{account.reservation}:release")
-            store.settled(account.job)
+        for payer in store.take_untold():
+            rental = store.of(payer.rental)
+            assert rental is not None and payer.micros is not None
+            if payer.micros:
+                part = SettleRequest(
+                    reservation=payer.reservation, job=payer.job, amount_micros=payer.micros, rental=rental.id,
+                    part=f"{rental.id} from {payer.since.isoformat()}", provider=rental.provider,
+                )  # fmt: skip
+                tx.call("budget.settle", part, key=payer.job, id=f"{payer.reservation}:{rental.id}:{payer.since.timestamp()}")
+        for account in store.take_ended():
+            rest = ReleaseRequest(reservation=account.reservation, job=account.job)
+            tx.call("budget.release", rest, key=account.job, id=f"{account.reservation}:release")
+
+    def bill(self, rental: Rental, tx: Transaction) -> None:
+        """Tell the cost monitor what the provider charges, beside what the meter says."""
+        assert rental.billed_micros is not None and rental.metered_from is not None and rental.ended_at is not None
+        jobs: dict[str, int] = {}
+        for payer in Rentals(tx.connection).payers(rental.id):
+            jobs[payer.job] = jobs.get(payer.job, 0) + (payer.micros or 0)
+        bill = BillRequest(
+            provider=rental.provider, rental=rental.id, jobs=jobs, billed_micros=rental.billed_micros,
+            since=rental.metered_from, until=rental.ended_at,
+        )  # fmt: skip
+        tx.call("budget.bill", bill, key=rental.id, id=f"{rental.id}:bill:{rental.billed_micros}")
+
+    def report(self, began: datetime, tx: Transaction) -> EmergencyReport:
+        """Return what a freeze has stopped."""
+        store = Rentals(tx.connection)
+        stopped = [
+            StoppedRental(
+                rental=rental.id, provider=rental.provider, cost_micros=meter.reading(rental, tx.now),
+                job=next((payer.job for payer in reversed(store.payers(rental.id))), ""),
+                verified_gone_at=rental.ended_at if rental.state is State.GONE else None,
+            )
+            for rental in store.stopped_by(began)
+        ]  # fmt: skip
+        return EmergencyReport(began_at=began, stopped=stopped, at=tx.now)
 
     def _leases(self, rental: Rental, tx: Transaction) -> list[Lease]:
         return [lease for lease in Leases(tx.connection).live() if lease.machine == rental.machine]
+
+
+def dollars(micros: int) -> str:
+    """Return an amount for people."""
+    return f"${micros / 1_000_000:.2f}" if micros % 10_000 == 0 else f"${micros / 1_000_000:.6f}".rstrip("0")

@@ -51,6 +51,9 @@ class Rental(BaseModel):
         error: the last thing that went wrong at the provider.
         failures: calls in a row that failed.
         next_at: no call before then.
+        billed_micros: what the provider charges for it; None: it has not told.
+        bill_at: when the provider is asked for the bill; None: not (any more).
+        stopped_by: when the freeze began that ended it.
     """
 
     id: str
@@ -75,6 +78,9 @@ class Rental(BaseModel):
     error: str = ""
     failures: int = 0
     next_at: datetime | None = None
+    billed_micros: int | None = None
+    bill_at: datetime | None = None
+    stopped_by: datetime | None = None
 
     @property
     def open(self) -> bool:

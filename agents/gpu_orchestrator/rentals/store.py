@@ -23,7 +23,8 @@ CREATE TABLE payers (                  -- the meter of a rental, cut by the jobs
     reservation TEXT NOT NULL,
     since REAL NOT NULL,
     until REAL,                        -- NULL: it still pays
-    micros INTEGER                     -- what it owes; NULL while it pays
+    micros INTEGER,                    -- what it owes; NULL while it pays
+    told INTEGER NOT NULL DEFAULT 0    -- the cost monitor has it
 );
 CREATE UNIQUE INDEX paying_now ON payers (rental) WHERE until IS NULL;
 CREATE INDEX payers_by_job ON payers (job);
@@ -32,7 +33,8 @@ CREATE TABLE accounts (                -- jobs with money set aside for machines
     reservation TEXT NOT NULL,
     reserved_micros INTEGER NOT NULL,
     over INTEGER NOT NULL DEFAULT 0,   -- the job has ended, nothing more is bought for it
-    settled INTEGER NOT NULL DEFAULT 0
+    settled INTEGER NOT NULL DEFAULT 0,
+    refused TEXT NOT NULL DEFAULT ''   -- why no more is set aside
 ) WITHOUT ROWID;
 CREATE TABLE shunned (                 -- listings that were not what they said
     provider TEXT NOT NULL,
@@ -46,13 +48,14 @@ CREATE TABLE shunned (                 -- listings that were not what they said
 
 @dataclass(frozen=True)
 class Account:
-    """The money of one job."""
+    """The money of one job. `refused`: why the cost monitor sets no more aside for it."""
 
     job: str
     reservation: str
     reserved_micros: int
     over: bool
     settled: bool
+    refused: str
 
 
 class Rentals:
@@ -72,6 +75,19 @@ class Rentals:
         )
         return sorted((Rental.model_validate_json(row["record"]) for row in rows), key=lambda found: (found.created_at, found.id))
 
+    def unbilled(self, provider: str) -> list[Rental]:
+        """Return rentals that are gone and whose bill is still asked for."""
+        rows = self._connection.execute(
+            "SELECT record FROM rentals WHERE provider = ? AND state = 'gone' AND record ->> 'bill_at' IS NOT NULL", (provider,)
+        )
+        return [Rental.model_validate_json(row["record"]) for row in rows]
+
+    def stopped_by(self, began: datetime) -> list[Rental]:
+        """Return what the freeze that began then has ended."""
+        rows = self._connection.execute("SELECT record FROM rentals WHERE record ->> 'stopped_by' IS NOT NULL")
+        found = [Rental.model_validate_json(row["record"]) for row in rows]
+        return [rental for rental in found if rental.stopped_by == began]
+
     def of(self, id: str) -> Rental | None:
         row = self._connection.execute("SELECT record FROM rentals WHERE id = ?", (id,)).fetchone()
         return Rental.model_validate_json(row["record"]) if row else None
@@ -84,6 +100,11 @@ class Rentals:
         )
         if rental.state is State.GONE and (payer := self.payer(rental.id)) is not None:
             self._close(rental, payer, rental.ended_at or rental.state_at)
+
+    def payers(self, rental: str) -> list[Payer]:
+        """Return who has paid for a rental, in order."""
+        rows = self._connection.execute("SELECT * FROM payers WHERE rental = ? ORDER BY since, rowid", (rental,))
+        return [_payer(row) for row in rows]
 
     # who pays
 
@@ -100,7 +121,7 @@ class Rentals:
         if before is not None:
             self._close(rental, before, now)
         self._connection.execute(
-            "INSERT INTO payers VALUES (?, ?, ?, ?, NULL, NULL)",
+            "INSERT INTO payers VALUES (?, ?, ?, ?, NULL, NULL, 0)",
             (rental.id, account.job, account.reservation, now.timestamp()),
         )
 
@@ -128,33 +149,48 @@ class Rentals:
 
     def account(self, job: str) -> Account | None:
         row = self._connection.execute("SELECT * FROM accounts WHERE job = ?", (job,)).fetchone()
-        return Account(row["job"], row["reservation"], row["reserved_micros"], bool(row["over"]), bool(row["settled"])) if row else None
+        if row is None:
+            return None
+        return Account(
+            row["job"], row["reservation"], row["reserved_micros"], bool(row["over"]), bool(row["settled"]), row["refused"]
+        )
 
     def open_account(self, job: str, reservation: str, reserved_micros: int) -> Account:
         """Note what was set aside for a job. A job that was over and comes back with the same reservation goes on."""
         self._connection.execute(
-            "INSERT INTO accounts VALUES (?, ?, ?, 0, 0) ON CONFLICT (job) DO UPDATE SET reservation = excluded.reservation,"
-            " reserved_micros = excluded.reserved_micros",
+            "INSERT INTO accounts (job, reservation, reserved_micros) VALUES (?, ?, ?) ON CONFLICT (job) DO UPDATE"
+            " SET reserved_micros = max(reserved_micros, excluded.reserved_micros), refused = ''",
             (job, reservation, reserved_micros),
         )
         account = self.account(job)
         assert account is not None
         return account
 
+    def extended(self, job: str, reserved_micros: int) -> None:
+        """Note that more was set aside."""
+        self._connection.execute("UPDATE accounts SET reserved_micros = ? WHERE job = ?", (reserved_micros, job))
+
+    def refuse(self, job: str, reason: str) -> None:
+        """Note that no more is set aside."""
+        self._connection.execute("UPDATE accounts SET refused = ? WHERE job = ?", (reason, job))
+
     def end_account(self, job: str) -> None:
         """Note that a job is over."""
         self._connection.execute("UPDATE accounts SET over = 1 WHERE job = ?", (job,))
 
-    def to_settle(self) -> list[Account]:
-        """Return accounts of jobs that are over and pay for nothing any more."""
+    def take_untold(self) -> list[Payer]:
+        """Return payers whose time is over and of which the cost monitor was not told; each once."""
+        rows = self._connection.execute("SELECT * FROM payers WHERE until IS NOT NULL AND NOT told ORDER BY until, rowid").fetchall()
+        self._connection.execute("UPDATE payers SET told = 1 WHERE until IS NOT NULL")
+        return [_payer(row) for row in rows]
+
+    def take_ended(self) -> list[Account]:
+        """Return accounts of jobs that are over and pay for nothing any more; each once."""
         rows = self._connection.execute(
-            "SELECT job FROM accounts WHERE over AND NOT settled"
-            " AND NOT EXISTS (SELECT 1 FROM payers WHERE payers.job = accounts.job AND until IS NULL)"
+            "UPDATE accounts SET settled = 1 WHERE over AND NOT settled AND NOT EXISTS"
+            " (SELECT 1 FROM payers WHERE payers.job = accounts.job AND until IS NULL) RETURNING job"
         ).fetchall()
         return [account for row in rows if (account := self.account(row["job"])) is not None]
-
-    def settled(self, job: str) -> None:
-        self._connection.execute("UPDATE accounts SET settled = 1 WHERE job = ?", (job,))
 
     # listings that lied
 
