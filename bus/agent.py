@@ -60,6 +60,8 @@ class BaseAgent:
     role: ClassVar[str]
     migrations: ClassVar[tuple[str, ...]] = ()
     synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "NORMAL"
+    shares_calls: ClassVar[bool] = True
+    """Whether it takes calls that are for anyone of its role; else only those addressed to itself."""
 
     def __init__(self, wiring: Wiring) -> None:
         self.wiring = wiring
@@ -114,6 +116,9 @@ class BaseAgent:
     def broker_forgot(self) -> None:
         """Called when the agent is connected and the broker may have lost its memory, so always at the start: publish what
         it should retain."""
+
+    def disconnected(self, error: aiomqtt.MqttError) -> None:
+        """Called whenever there is no connection: it broke, or the broker is away, or refuses. A LabError ends the agent."""
 
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         """Called when the wall clock was set by so many seconds: move the times in the agent's own tables with it."""
@@ -282,6 +287,7 @@ class BaseAgent:
             except (aiomqtt.MqttError, sqlite3.OperationalError) as error:
                 if isinstance(error, aiomqtt.MqttError):
                     self.log.warning("broker not reachable", broker=str(self.wiring.broker), reason=str(error))
+                    self.disconnected(error)
                 elif passing(error):
                     self.log.error("store not writable; connecting again", reason=str(error), file=str(self.store.path))
                 else:
@@ -298,7 +304,8 @@ class BaseAgent:
         await session.subscribe(self.topics.of("direct", role=self.role, agent=self.agent, method="+"))
         for topic_filter, _ in self._watchers:
             await session.subscribe(topic_filter)
-        await session.subscribe(self.topics.shared(self.role))
+        if self.shares_calls:
+            await session.subscribe(self.topics.shared(self.role))
 
     @asynccontextmanager
     async def _receiving(self, session: Session) -> AsyncIterator[asyncio.Task[None]]:

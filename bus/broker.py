@@ -28,7 +28,7 @@ import psutil
 from pydantic import ValidationError
 
 from bus import users
-from bus.acl import SHARED, Secret, dynamic_security
+from bus.acl import RULES, SHARED, Secret, dynamic_security
 from bus.address import BrokerAddress
 from bus.files import read_json, write_private
 from bus.mosquitto import find_plugin, logging, storage
@@ -164,7 +164,7 @@ class Broker:
             f"listener {self.port} {HOST}",
             f"allow_anonymous {str(users).lower()}",
             f"plugin {find_plugin(self.program)}",
-            f"plugin_opt_config_file {self.folder / 'dynamic-security.json'}",
+            f"plugin_opt_config_file {self.folder / RULES}",
             *storage(f"{self.folder}/"),
             # Nobody reads $SYS here.
             "sys_interval 0",
@@ -248,8 +248,8 @@ class Broker:
             known.append(Secret(Login(agent, role, self.address(agent).client(agent)), self._passwords[agent]))
         for person, password in users.known(self.folder).items():
             known.append(Secret(Login(person, USER, person), password))
-        rules = dynamic_security(known, Topics(self.lab), anonymous=True)
-        write_private(self.folder / "dynamic-security.json", rules)
+        file = self.folder / RULES
+        write_private(file, dynamic_security(known, Topics(self.lab), anonymous=True, before=read_json(file)))
 
     def _failure(self, what: str) -> LabError:
         tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]

@@ -50,6 +50,12 @@ def taken_over(address: BrokerAddress, identifier: str) -> LabError:
     )  # fmt: skip
 
 
+def refuses_login(error: aiomqtt.MqttError) -> bool:
+    """Whether a broker answered that it does not know this login or its password (MQTT 5 §3.2.2.2)."""
+    code = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+    return isinstance(code, ReasonCode) and code.value in (0x86, 0x87)  # a bare number is one of the client library's
+
+
 class Refused(LabError):
     """The broker's access rules do not let this login publish or subscribe there."""
 

@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bus import certs
-from bus.acl import DOOR, Secret, dynamic_security
+from bus.acl import DOOR, RULES, Secret, dynamic_security
 from bus.address import BrokerAddress
-from bus.files import write_private
+from bus.files import read_json, write_private
 from bus.mosquitto import PLUGIN, logging, storage
 from protocol.access import ROLES, Login
 from protocol.address import TLS_PORT
@@ -84,7 +84,8 @@ def write(
     _private(broker)
     for file in ("broker.pem", "broker.key"):
         _copy(folder / "authority" / file, broker)
-    write_private(broker / "dynamic-security.json", dynamic_security(known, Topics(lab), anonymous=False))
+    before = read_json(broker / RULES)
+    write_private(broker / RULES, dynamic_security(known, Topics(lab), anonymous=False, before=before))
     write_private(broker / "mosquitto.conf", configuration(inside, data, plugin, port))
     for name, owner in (owners or {}).items():
         _give(folder / name, owner)
@@ -101,7 +102,7 @@ def configuration(inside: str, data: str, plugin: str, port: int) -> str:
         "tls_version tlsv1.2",  # the least; 1.3 is spoken where the other side can
         "allow_anonymous false",
         f"plugin {plugin}",
-        f"plugin_opt_config_file {inside}/dynamic-security.json",
+        f"plugin_opt_config_file {inside}/{RULES}",
         *storage(f"{data}/"),
         f"sys_interval {SYS_INTERVAL}",
         *logging("stderr"),  # to a pipe, stdout is buffered: the last words would be missing

@@ -17,7 +17,7 @@ from bus.address import BrokerAddress
 from bus.files import read_json, write_private
 from bus.session import Session
 from protocol import Code, LabError, uuid7
-from protocol.access import ROLES
+from protocol.access import ROLES, rental_of
 from protocol.topics import OPERATOR, USER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -50,7 +50,7 @@ def add(folder: Path, name: str, taken: Mapping[str, object]) -> str:
             advice="Use at most 64 letters, digits and _ . @ -, beginning with a letter or a digit.", field="name",
         )  # fmt: skip
     people = known(folder)
-    if name in people or name in taken or name in (USER, OPERATOR) or name.rpartition("-")[0] in ROLES:
+    if name in people or name in taken or name in (USER, OPERATOR) or name.rpartition("-")[0] in ROLES or rental_of(name):
         raise LabError(
             Code.CONFLICT, f"{name!r} is a login already, or an agent's name.",
             advice=f"Choose another name, or remove it first: meetara user remove {name}.", field="name",
@@ -96,6 +96,18 @@ async def control(operator: BrokerAddress, *commands: Mapping[str, Any]) -> None
     Raises:
         LabError: INTERNAL with the plugin's words; UNREACHABLE when it does not answer.
     """
+    found = await ask(operator, *commands)
+    wrong = [f"{item['command']}: {item['error']}" for item in found if "error" in item]
+    if wrong:
+        raise LabError(Code.INTERNAL, f"the broker refused a command: {'; '.join(wrong)}.")
+
+
+async def ask(operator: BrokerAddress, *commands: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Give commands to the plugin and return its answer to each: `data`, or `error` with its words.
+
+    Raises:
+        LabError: UNREACHABLE when it does not answer.
+    """
     mark = uuid7()
     marked = [{**command, "correlationData": mark} for command in commands]
     found: list[dict[str, Any]] = []
@@ -117,6 +129,4 @@ async def control(operator: BrokerAddress, *commands: Mapping[str, Any]) -> None
             Code.UNREACHABLE, f"the broker at {operator} took no command: {error or 'no answer'}.",
             advice="It knows the login from its next start on.",
         ) from error  # fmt: skip
-    wrong = [f"{item['command']}: {item['error']}" for item in found if "error" in item]
-    if wrong:
-        raise LabError(Code.INTERNAL, f"the broker refused a command: {'; '.join(wrong)}.")
+    return found

@@ -14,6 +14,14 @@ from typing import Literal
 from protocol.methods import METHODS, served_by
 from protocol.topics import AGENTS, BY_NAME, CALLEES, CALLERS, OPERATOR, PREFIX, TABLE, USER, Topic, Topics
 
+WORKER = "worker"
+"""First part of a worker's name, and the role of its login: a factory on a rented machine, which is asked for nothing but the
+jobs of its rental."""
+WORKERS = "workers"
+"""The group of rules that all workers share."""
+WORKER_SERVES = ("job.run", "job.stop")
+"""What a worker answers. It is never asked for plans: they read data sets of all jobs."""
+
 ROLES = ("router", "conductor", "gguf_factory", "gpu_orchestrator", "cost_monitor", "emotion", "tts", "gateway")
 """The roles of agents; each agent has a login of its own, named by its id."""
 
@@ -101,6 +109,53 @@ def rules(login: Login, logins: Iterable[Login], topics: Topics) -> tuple[Rule, 
             *_replies(login, agents, topics),
             *_publications(login, topics),
             *_readings(login, agents, topics),
+        ]
+    )
+
+
+def worker_name(rental: str) -> str:
+    """Return the name of the worker on a rented instance: its id as an agent, and its login."""
+    return f"{WORKER}-{rental}"
+
+
+def rental_of(agent: str) -> str | None:
+    """Return the rental whose worker has this name; None: it is no worker's name."""
+    first, _, rental = agent.partition("-")
+    return rental or None if first == WORKER else None
+
+
+def workers_rules(logins: Iterable[Login], topics: Topics) -> tuple[Rule, ...]:
+    """Return what every worker may: call as a factory does, and answer whoever runs and stops jobs.
+
+    It hears nothing here: what is for all factories is not for workers.
+    """
+    asking = {role for name in WORKER_SERVES for role in callers(name)}
+    answered = [OPERATOR, *(login.client for login in logins if login.role in asking and login.role in ROLES)]
+    return tuple(
+        [
+            *_calls(Login(WORKERS, "gguf_factory", WORKERS), topics),
+            *(Rule("publish", topics.of("reply", client=client)) for client in answered),
+        ]
+    )
+
+
+def worker_rules(login: Login, jobs: Iterable[str], topics: Topics) -> tuple[Rule, ...]:
+    """Return what one worker may besides: what is addressed to it, its card and presence, and its jobs' progress.
+
+    Args:
+        login: the worker's.
+        jobs: the jobs of its rental.
+        topics: the lab's topics.
+    """
+    own = {"role": "gguf_factory", "agent": login.name}
+    return tuple(
+        [
+            Rule("publish", topics.of("card", **own)),
+            Rule("publish", topics.of("presence", **own)),
+            *(Rule("publish", topics.of("job_progress", job=job)) for job in jobs),
+            *_hears(topics.of("presence", **own)),
+            *_hears(topics.of("reply", client=login.client), literal=True),
+            *_hears(topics.of("direct", **own, method="+")),
         ]
     )
 

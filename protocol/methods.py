@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,3 +78,8 @@ METHODS = {method.name: method for method in TABLE}
 def served_by(role: str) -> dict[str, Method]:
     """Return the methods that a role serves."""
     return {name: method for name, method in METHODS.items() if method.role == role}
+
+
+def dialect(names: Iterable[str]) -> str:
+    """Return one digest of some methods: two programs with equal ones understand each other in these."""
+    return hashlib.sha256("".join(f"{name} {METHODS[name].digest}\n" for name in sorted(names)).encode()).hexdigest()

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from aiomqtt import Topic
 
-from bus import users
+from bus import users, workers
 from bus.address import BrokerAddress
 from bus.broker import Broker
 from bus.mosquitto import find_mosquitto
@@ -30,8 +30,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 AGENTS = {f"{role}-1": role for role in ROLES} | {"gguf_factory-2": "gguf_factory"}
 LAB = f"{PREFIX}/lab"
 PERSON = "alice"
-LOGINS = (None, PERSON, OPERATOR, *AGENTS)
-"""None is a user without a login."""
+TOKEN = workers.make("r1", provider="vast")
+WORKER = TOKEN.worker
+LOGINS = (None, PERSON, OPERATOR, *AGENTS, WORKER)
+"""None is a user without a login; the worker is admitted for the job `j`."""
 
 ASKED_BY_PERSONS = [
     "call/router/train.submit", "call/router/route.text", "call/conductor/job.get", "call/conductor/job.list",
@@ -41,8 +43,9 @@ ASKED_BY_PERSONS = [
     "direct/tts/+/speech.read",
 ]  # fmt: skip
 SEEN_BY_PERSONS = ["job/#", "agent/#", "provider/#", "cost/#", "dead/#"]
-TO_PERSONS = ["reply/somebody", "reply/operator"]
-"""Reply topics outside of the agents'; whoever answers persons may write to any such."""
+TO_PERSONS = ["reply/somebody", "reply/operator", f"reply/<{WORKER}>"]
+"""Reply topics outside of the agents' that are known at the start; whoever answers persons may write to any such, and read one
+whose name he knows: that of a worker holds 128 bits of its own."""
 
 SAYS: dict[str, list[str]] = {
     "user": ASKED_BY_PERSONS,
@@ -73,6 +76,10 @@ SAYS: dict[str, list[str]] = {
     ],
     "emotion": [*TO_PERSONS, "reply/<gateway-1>"],
     "tts": [*TO_PERSONS, "reply/<gateway-1>"],
+    "worker": [
+        "call/conductor/job.report", "call/gpu_orchestrator/lease.renew", "job/j/progress", "reply/<conductor-1>",
+        "reply/operator", f"agent/gguf_factory/{WORKER}/card", f"agent/gguf_factory/{WORKER}/presence",
+    ],
 }  # fmt: skip
 """What each role may publish, below the lab; every agent also its own card, presence and dead letters."""
 
@@ -84,12 +91,19 @@ HEARS: dict[str, list[str]] = {
         "agent/gguf_factory/+/card", "agent/gguf_factory/+/presence", "cost/emergency", "cost/mode",
     ],
     "conductor": ["cost/mode"],
-}
+    "worker": [
+        f"reply/<{WORKER}>", f"direct/gguf_factory/{WORKER}/+", f"agent/gguf_factory/{WORKER}/presence",
+    ],
+}  # fmt: skip
 """What each role may read, below the lab; every agent also its own replies and presence, and what is addressed to it."""
 
 
+FACTORIES_TOO = {**AGENTS, WORKER: "gguf_factory"}
+"""Whose topics there are: a worker's are those of a factory."""
+
+
 def role_of(login: str | None) -> str:
-    return OPERATOR if login == OPERATOR else AGENTS.get(login or "", "user")
+    return login if login == OPERATOR else "worker" if login == WORKER else AGENTS.get(login or "", "user")
 
 
 class QuickBroker(Broker):
@@ -109,6 +123,8 @@ class Ground:
         self._ends = itertools.count()
 
     def address(self, login: str | None) -> BrokerAddress:
+        if login == WORKER:
+            return TOKEN.address(self.broker.address())
         if login in self.passwords:
             return BrokerAddress(port=self.broker.port, username=login, password=self.passwords[login])
         return self.broker.address(login)
@@ -116,7 +132,7 @@ class Ground:
     @contextlib.asynccontextmanager
     async def session(self, login: str | None) -> AsyncIterator[Session]:
         address = self.address(login)
-        name = f"lab-{address.client(login)}" if login in AGENTS else f"somebody-{login}"
+        name = f"lab-{address.client(login)}" if login in (*AGENTS, WORKER) else f"somebody-{login}"
         async with Session.connect(address, name, durable=False, receive_maximum=1000) as session:
             yield session
 
@@ -135,7 +151,7 @@ class Ground:
         if "<" in below:
             head, _, rest = below.partition("<")
             agent = rest.removesuffix(">")
-            below = head + self.broker.address(agent).client(agent)
+            below = head + self.address(agent).client(agent)
         return f"{LAB}/{below}"
 
     def topics(self) -> list[str]:
@@ -143,11 +159,11 @@ class Ground:
         calls = [f"call/{method.role}/{name}" for name, method in METHODS.items()]
         direct = [
             f"direct/{role}/{agent}/{name}"
-            for agent, role in AGENTS.items() for name, method in METHODS.items() if method.role == role
+            for agent, role in FACTORIES_TOO.items() for name, method in METHODS.items() if method.role == role
         ]  # fmt: skip
         rest = [
-            *(f"reply/<{agent}>" for agent in AGENTS), *TO_PERSONS, "job/j/event", "job/j/state", "job/j/progress",
-            *(f"agent/{role}/{agent}/{kind}" for agent, role in AGENTS.items() for kind in ("card", "presence")),
+            *(f"reply/<{agent}>" for agent in AGENTS), *TO_PERSONS, "job/other/progress", "job/j/event", "job/j/state", "job/j/progress",
+            *(f"agent/{role}/{agent}/{kind}" for agent, role in FACTORIES_TOO.items() for kind in ("card", "presence")),
             "provider/local/status", "cost/alert", "cost/emergency", *(f"dead/{role}" for role in ROLES),
             "call/router/job.get", "call/nobody/job.get", "job/j/other", "something", "reply/<router-1>/more",
         ]  # fmt: skip
@@ -184,6 +200,7 @@ async def ground(tmp_path_factory) -> AsyncIterator[Ground]:
     await broker.start()
     try:
         await broker.open_gate()
+        await workers.admit(broker.address("gpu_orchestrator-1"), TOKEN, ["j"])
         everything = [
             {"acltype": kind, "topic": topic, "allow": True}
             for kind in ("publishClientSend", "publishClientReceive", "subscribePattern") for topic in ("#", "$SYS/#")
@@ -376,7 +393,7 @@ async def test_a_removed_login_is_cut_off_and_refused(ground):
             pass
 
 
-@pytest.mark.parametrize("name", ["router-1", OPERATOR, "user", PERSON, "", "a/b", "a b", "x" * 65, "-x"])
+@pytest.mark.parametrize("name", ["router-1", OPERATOR, "user", PERSON, "", "a/b", "a b", "x" * 65, "-x", "worker-9"])
 async def test_a_person_gets_no_login_of_another_and_none_that_is_no_name(ground, name):
     with pytest.raises(LabError, match="login"):
         users.add(ground.broker.folder, name, AGENTS)
