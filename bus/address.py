@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class BrokerAddress:
             ) from error  # fmt: skip
         return cls.of(endpoint, environment, port=named)
 
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can be meant."""
+        return is_loopback(self.host)
+
     def client(self, name: str) -> str:
         """Return the name under which `name` is a client of the broker, in its client id and its reply topic.
 
@@ -105,6 +111,14 @@ class BrokerAddress:
                     file=str(self.certificate),
                 ) from error  # fmt: skip
         return context
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can connect to an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def tls_failure(error: BaseException, address: BrokerAddress) -> LabError | None:

@@ -61,7 +61,8 @@ class BaseAgent:
     migrations: ClassVar[tuple[str, ...]] = ()
     synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "NORMAL"
     shares_calls: ClassVar[bool] = True
-    """Whether it takes calls that are for anyone of its role; else only those addressed to itself."""
+    """Whether it takes calls that are for anyone of its role, and buries those that it cannot handle; else it hears only what
+    is addressed to itself."""
 
     def __init__(self, wiring: Wiring) -> None:
         self.wiring = wiring
@@ -81,7 +82,7 @@ class BaseAgent:
         self._handling = True  # False in `run` until `started` has put in order what the last process left
         self._life = SignOfLife(wiring.home, wiring.agent)
         self._life.end()  # the last process's, killed a moment ago
-        self._inbox = Inbox(self.role, self.message_handlers, self.refused)
+        self._inbox = Inbox(self.role, self.message_handlers, self.refused, buries=self.shares_calls)
         self._outbox = Outbox(self.role, self.reply_handlers)
         self.client = wiring.broker.client(self.agent)
         self._sender = Sender(self.client, self.topics, self.store, self._outbox, self.transaction, self.now)

@@ -58,12 +58,14 @@ class Inbox:
         role: the agent's role.
         handlers: method to handler.
         refuse: see Refuse.
+        buries: whether what it cannot handle goes to the dead letters; else only the log tells.
     """
 
-    def __init__(self, role: str, handlers: dict[str, Handler], refuse: Refuse) -> None:
+    def __init__(self, role: str, handlers: dict[str, Handler], refuse: Refuse, *, buries: bool = True) -> None:
         self.role = role
         self.handlers = handlers
         self.refuse = refuse
+        self.buries = buries
         self.log = structlog.get_logger()
         self._checked: tuple[MCPMessage, BaseModel] | None = None
 
@@ -137,6 +139,9 @@ class Inbox:
             self._bury(incoming.topic, incoming.payload, str(error), 1, tx)
 
     def _bury(self, topic: str, payload: bytes, reason: str, attempts: int, tx: Transaction) -> None:
+        if not self.buries:
+            self.log.error("a call is dropped", topic=topic, attempts=attempts)
+            return
         tx.publish("dead", DeadLetter.of(topic, payload, reason, attempts, tx.now), role=self.role)
 
     def handle_pending(self, tx: Transaction) -> int:

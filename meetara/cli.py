@@ -428,6 +428,39 @@ def certs(
 
 
 @app.command()
+def worker(
+    broker: Annotated[
+        str, typer.Option("--broker", metavar="mqtts://HOST:PORT", envvar="MEETARA_BROKER", help="The lab.", show_default=False)
+    ],
+    token: Annotated[
+        str | None,
+        typer.Option("--token", help="As the lab gave it; better in MEETARA_TOKEN, which no list of processes shows.", show_default=False),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="The authority of the lab's certificate; default: the token's.", show_default=False),
+    ] = None,
+    slots: Annotated[int | None, typer.Option("--slots", min=1, max=64, help="Jobs at once; default: 1.", show_default=False)] = None,
+    idle: Annotated[
+        float | None,
+        typer.Option("--idle", min=1, metavar="SECONDS", help="Without a job for so long it ends; default: 600.", show_default=False),
+    ] = None,
+    wait: Annotated[
+        float | None,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="How long the lab may be silent at first; default: 60.", show_default=False),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Lend this machine to a lab: dial out, train what it leases to this token, end with the rental."""
+    from meetara.screens.worker import worker as screen
+
+    given = {"--ca": ca, "--slots": slots, "--idle": idle, "--wait": wait}
+    options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    raise typer.Exit(run(screen(broker, token, home=home, options=options, as_json=as_json, console=console())))
+
+
+@app.command()
 def gc(
     with_models: Annotated[
         bool, typer.Option("--models", help="Also offer finished models that no request would find, or that are too many.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from bus import certs, users
+from bus.address import is_loopback
 from bus.broker import Broker
 from bus.door import Door
 from protocol import Code, LabError
@@ -19,21 +19,13 @@ def certs_folder(home: Path) -> Path:
     return home / "certs"
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can connect to an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def listener(listen: Endpoint, home: Path, broker: Broker, now: datetime) -> Door:
-    """Return the door through which people come in; on loopback it asks for nothing.
+    """Return the door through which people and workers come in; on loopback it asks for nothing, unless TLS is asked for.
 
     Raises:
         LabError: CONFIGURATION when the address is not loopback and a certificate or a login is missing.
     """
-    if is_loopback(listen.host):
+    if is_loopback(listen.host) and not listen.tls:
         return Door(Endpoint(listen.host, listen.port_or(broker.port)), broker.address(), guests=True)
     return Door(Endpoint(listen.host, listen.port or TLS_PORT, tls=True), broker.address(), tls=_tls(listen, home, broker, now))
 

@@ -2,7 +2,7 @@
 
 A module that a stage is named after holds the stage. Where to look:
 
-- the agent and its jobs: agent, pipeline, job, work, plan, machine, recovery
+- the agent and its jobs: agent, worker (on a rented machine), pipeline, job, work, plan, machine, device, recovery
 - processes: launcher, zygote, forked, process, program, child, lines, lifeline, sources, threads
 - bases: base, support, trial, sizes, light, chat, template, pretokenizer
 - data: data, dataset, place, compression, records, formats, split, packing, rows

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agents.gguf_factory import machine, recovery
+from agents.gguf_factory import recovery
 from agents.gguf_factory.cache import Cache, look_up
+from agents.gguf_factory.device import device
 from agents.gguf_factory.launcher import Launcher
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, trace
@@ -20,7 +20,7 @@ from configs import Configs, load
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, ErrorBody, LabError, Retry
 from protocol.job import Empty, Plan, PlanRequest, Progress, Report, RunRequest, Stage, StopRequest
-from protocol.machine import Card, Device, LeaseGrant, LeaseRenewal
+from protocol.machine import Card, LeaseGrant, LeaseRenewal
 
 RENEW = TTL * 4 / 15
 """How often a lease of 30 s is renewed (8 s): three renewals may be lost before it runs out."""
@@ -68,13 +68,7 @@ class FactoryAgent(BaseAgent):
         """By call: why a finished model is not taken."""
 
     def card(self) -> Card:
-        free = machine.free_bytes(self.home)
-        gpu, gpu_memory = graphics()
-        device = Device(
-            cores=os.cpu_count() or 1, memory_bytes=machine.memory_bytes(), disk_free_bytes=free, gpu=gpu,
-            gpu_memory_bytes=gpu_memory,
-        )  # fmt: skip
-        return super().card().model_copy(update={"slots": self.slots, "device": device})
+        return super().card().model_copy(update={"slots": self.slots, "device": device(self.home)})
 
     async def started(self) -> None:
         """Take up the plans and jobs that the last process left."""
@@ -372,33 +366,3 @@ def write_job(folder: Path, run: RunRequest) -> None:
     temporary = folder / "job.json.tmp"
     temporary.write_text(run.model_dump_json(), encoding="utf-8")
     temporary.replace(folder / "job.json")
-
-
-def graphics() -> tuple[str, int]:
-    """Name and memory of the first NVIDIA GPU, read from the driver's files; ("", 0) without one.
-
-    The agent must not import torch for this: 300 MB and seconds for one name.
-    """
-    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip(), memory_of(information.parent.name)
-    return "", 0
-
-
-def memory_of(bus: str) -> int:
-    """Bytes of a GPU's memory: its largest PCI region; 0 where the system does not tell."""
-    try:
-        lines = Path(f"/sys/bus/pci/devices/{bus}/resource").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return max(sizes(lines), default=0)
-
-
-def sizes(lines: Iterable[str]) -> list[int]:
-    """Sizes of PCI regions given as `start end flags` in hexadecimal."""
-    found = []
-    for line in lines:
-        start, end, *_ = (int(part, 16) for part in line.split())
-        found.append(end - start + 1 if end else 0)
-    return found

@@ -28,6 +28,7 @@ from bus.lease import TTL, Lease, Leases
 from bus.redact import of_error
 from configs import Configs, load
 from protocol import Code, LabError, MCPMessage, uuid7
+from protocol.access import rental_of
 from protocol.job import Empty
 from protocol.machine import (
     Card,
@@ -148,10 +149,15 @@ class GpuOrchestratorAgent(BaseAgent):
             self._fleet.forget(machine)
         else:
             try:
-                self._fleet.note((Card if kind == "card" else Presence).model_validate_json(payload))
+                word = (Card if kind == "card" else Presence).model_validate_json(payload)
             except ValidationError as error:
                 self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, kind)))
                 return
+            # the broker binds a topic to a login, so the topic tells who speaks, and a worker's name whose rental it is
+            if word.agent != machine or (isinstance(word, Card) and word.rental != rental_of(machine)):
+                self.log.warning("speaks for another", topic=topic, agent=word.agent)
+                return
+            self._fleet.note(word)
         with self.transaction() as tx:
             self._look(tx)
             self._hand_out(tx)

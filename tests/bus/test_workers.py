@@ -22,7 +22,6 @@ from bus.session import Refused, Session, refuses_login
 from protocol import Code, LabError
 from protocol.access import rental_of, worker_name
 
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NOW = datetime.now(UTC)

@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bus import certs
+from bus.address import is_loopback
 from bus.broker import free_port
 from configs import Settings
 from meetara.cli import app
 from meetara.lab import Lab
-from meetara.listener import is_loopback
 from meetara.supervise import supervised
 from protocol import Code, LabError
 
