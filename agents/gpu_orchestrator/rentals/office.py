@@ -20,6 +20,7 @@ from agents.gpu_orchestrator.rentals.store import Account, Rentals
 from bus import Transaction
 from bus.lease import Lease, Leases
 from protocol import LabError, Retry
+from protocol.access import worker_name
 from protocol.machine import (
     Device,
     LeaseDelay,
@@ -162,7 +163,7 @@ class Office:
         id = self._names()
         rental = Rental(
             id=id, provider=listing.provider, listing=listing, kind=asking.request.kind, tag=f"{self._prefix}{id}",
-            machine=f"gguf_factory-{id}", needs_disk_bytes=asking.quote.plan.disk_bytes,
+            machine=worker_name(id), needs_disk_bytes=asking.quote.plan.disk_bytes,
             limit_micros_per_hour=offer.price_micros_per_hour, price_micros_per_hour=offer.price_micros_per_hour,
             created_at=tx.now, state_at=tx.now,
         )  # fmt: skip

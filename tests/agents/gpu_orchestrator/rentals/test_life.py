@@ -26,7 +26,7 @@ def rental(state: State = State.ORDERED, **change: object) -> Rental:
         provider="vast", id="1", gpu="T4", gpus=1, gpu_memory_bytes=16 * GIB, price_micros_per_hour=200_000, seen_at=NOON
     )
     made = Rental(
-        id="r1", provider="vast", listing=listing, kind="base tier", tag="meetara-lab-r1", machine="gguf_factory-r1",
+        id="r1", provider="vast", listing=listing, kind="base tier", tag="meetara-lab-r1", machine="worker-r1",
         needs_disk_bytes=10**10, limit_micros_per_hour=220_000, price_micros_per_hour=220_000, created_at=NOON, state_at=NOON,
     )  # fmt: skip
     if state is not State.ORDERED:
