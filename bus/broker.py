@@ -190,6 +190,7 @@ class Broker:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal must reach the agents first, the broker last
                 preexec_fn=_leave_with_supervisor,
+                env={name: value for name, value in os.environ.items() if "_API_KEY" not in name.upper()},  # no vendor's keys
             )  # fmt: skip
         finally:
             os.close(log)

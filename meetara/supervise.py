@@ -18,6 +18,7 @@ from bus.broker import Broker, agents_present, check_port
 from bus.door import Door
 from bus.mosquitto import find_mosquitto
 from configs import Settings
+from configs.accounts import without_secrets
 from meetara.child import BACKOFF, Child
 from meetara.home import Up, hold, write_record
 from meetara.listener import ends_soon, listener
@@ -179,7 +180,8 @@ class Supervisor:
         ]  # fmt: skip
 
     def _environment(self, agent: str) -> dict[str, str]:
-        environment = dict(os.environ)
+        keys = self.agents[agent] == "gpu_orchestrator"  # it alone rents machines
+        environment = dict(os.environ) if keys else without_secrets(os.environ)
         environment["MEETARA_HOME"] = str(self.home)
         environment["MEETARA_LAB"] = self.settings.lab
         environment["MEETARA_PORT"] = str(self.address.port)

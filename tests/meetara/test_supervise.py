@@ -59,7 +59,8 @@ async def gone(pids: list[int]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_ready_means_that_every_agent_is_present_and_users_are_served(tmp_path):
+async def test_ready_means_that_every_agent_is_present_and_users_are_served(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAST_API_KEY", "a-vendors-key")
     async with lab_on(tmp_path) as lab:
         up = running(tmp_path)
         assert up is not None and up.ready and up.pid == os.getpid() and up.port == lab.address.port
@@ -70,9 +71,19 @@ async def test_ready_means_that_every_agent_is_present_and_users_are_served(tmp_
             }  # fmt: skip
             assert len((await user.budget()).periods) == 3
         pids = pids_of(lab)
+        with_key = [pid for pid in pids if "a-vendors-key" in psutil.Process(pid).environ().values()]
+        assert with_key == [], "only the orchestrator, which does not run here, may have a vendor's key"
     await gone(pids)
     assert running(tmp_path) is None and list((tmp_path / "run").iterdir()) == []
     check_port(lab.address.port)
+
+
+def test_the_orchestrator_gets_the_vendors_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAST_API_KEY_FILE", "/run/secrets/vast")
+    settings = Settings.read(home=tmp_path, broker="127.0.0.1:1883")
+    lab = Supervisor(settings, tell=print, roles=("gpu_orchestrator", "gguf_factory"))
+    assert lab._environment("gpu_orchestrator-1")["VAST_API_KEY_FILE"] == "/run/secrets/vast"
+    assert "VAST_API_KEY_FILE" not in lab._environment("gguf_factory-1")
 
 
 async def test_a_killed_agent_is_started_again(tmp_path):

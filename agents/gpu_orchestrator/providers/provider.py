@@ -16,7 +16,10 @@ from protocol.machine import Listing
 
 
 class Phase(StrEnum):
-    """Where an instance is in its life, as its provider tells. All but `gone` may cost money."""
+    """Where an instance is in its life, as its provider tells. All but `gone` may cost money.
+
+    `stopping` is also one that was taken away or has stopped by itself: its disk costs until it is terminated.
+    """
 
     STARTING = "starting"
     RUNNING = "running"
@@ -35,7 +38,8 @@ class Order:
         image: container image with the worker.
         environment: what the worker needs: broker, token. Nothing of it is a key of the vendor.
         disk_bytes: least size of the disk.
-        limit_micros_per_hour: the most that it may cost; a bid where the vendor takes bids.
+        limit_micros_per_hour: the most that it may cost, its disk included. It becomes the bid where the vendor takes bids;
+            nowhere else can a launch be limited, so whoever launches compares it with the instance's price and terminates.
     """
 
     key: str
@@ -49,7 +53,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Instance:
-    """One instance as its provider tells. `price_micros_per_hour` None: it does not say."""
+    """One instance as its provider tells. `price_micros_per_hour` None: it does not say; else the disk is in it where the
+    vendor counts so."""
 
     provider: str
     id: str
@@ -71,10 +76,12 @@ class ProviderError(Exception):
 
     sure = True
 
-    def __init__(self, provider: str, reason: str) -> None:
+    def __init__(self, provider: str, reason: str, *, sure: bool | None = None) -> None:
         super().__init__(f"{provider}: {reason}")
         self.provider = provider
         self.reason = reason
+        if sure is not None:
+            self.sure = sure
 
 
 class NoCapacity(ProviderError):
@@ -102,11 +109,15 @@ class RateLimited(ProviderError):
 
 
 class Preempted(ProviderError):
-    """The vendor took a spot machine away."""
+    """The vendor took a spot machine away. The adapters tell it by a phase, `stopping`."""
 
 
 class Unknown(ProviderError):
-    """No answer, or one that nobody can read: whether anything happened is not known."""
+    """No answer, one that nobody can read, or a refusal that is none of the others.
+
+    Whether anything happened is not known, unless it is `sure`: the call only looked, never left this machine, or was
+    refused by the vendor in words that its specification knows.
+    """
 
     sure = False
 
@@ -120,7 +131,11 @@ class Provider(Protocol):
         """Return what can be rented now."""
 
     async def launch(self, order: Order) -> Instance:
-        """Rent a machine and start the worker on it."""
+        """Rent a machine and start the worker on it.
+
+        No vendor of today knows idempotency keys: a second call rents a second machine. After an error that is not `sure`
+        look for the tag before launching again.
+        """
 
     async def list(self, prefix: str) -> Sequence[Instance]:
         """Return all instances whose tag begins with `prefix`, whatever their phase.
@@ -135,4 +150,10 @@ class Provider(Protocol):
         """Ask for the end of an instance; one that is gone already is no error. That it is gone, `status` tells."""
 
     async def billed(self, id: str, since: datetime) -> int | None:
-        """Return what the provider charges for an instance from a time on, in micro-dollars; None: it does not tell."""
+        """Return what the provider charges for an instance from a time on, in micro-dollars; None: it does not tell.
+
+        Vendors count in days or hours, so what was charged earlier in the same day or hour is in it.
+        """
+
+    async def close(self) -> None:
+        """Close the connections."""
