@@ -133,13 +133,15 @@ class GpuOrchestratorAgent(BaseAgent):
         if self._keeper is not None:
             for name in self._keeper.providers:
                 self.spawn(self._keeper.keep(name))
+            self.spawn(self._keeper.keep_logins())
             self.spawn(self._tend())
 
     def broker_forgot(self) -> None:
-        """Tell the provider's status again."""
+        """Tell the provider's status again, and who may come in."""
         self._told = None
         with self.transaction() as tx:
             self._tell(tx)
+            self._let_in(Rentals(tx.connection).living(), tx)
 
     # machines
 
@@ -331,7 +333,7 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _rent_with(self, clouds: Clouds) -> None:
         prefix = self._prefix()
-        self._office = Office(clouds.market, lambda: uuid7()[-12:], prefix, clouds.limits)
+        self._office = Office(clouds.market, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits)
         self._keeper = Keeper(
             clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
         )
@@ -364,6 +366,7 @@ class GpuOrchestratorAgent(BaseAgent):
                 assert account is not None
                 store.pays(rental, account, tx.now)
                 self._grant(job, machine, rental.price_micros_per_hour, requests, tx)
+                self._let_in([rental], tx)
         askings = []
         for job in left.values():
             row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
@@ -373,6 +376,12 @@ class GpuOrchestratorAgent(BaseAgent):
         self._office.place(askings, tx)
         if self._keeper is not None:
             tx.after_commit(self._keeper.wake)
+
+    def _let_in(self, rentals: Sequence[Rental], tx: Transaction) -> None:
+        """Tell the broker for which jobs workers are in, once the leases are stored."""
+        if self._keeper is not None:
+            keeper = self._keeper
+            tx.after_commit(lambda: keeper.admit(rentals))
 
     async def _tend(self) -> None:
         """Look after the rentals for ever: workers that came or went silent, money that runs out."""

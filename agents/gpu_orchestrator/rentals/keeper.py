@@ -7,17 +7,19 @@ rental as it is then. A process that was killed at any moment goes on from what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from agents.gpu_orchestrator.providers.provider import Instance, Order, Phase, Provider, ProviderError
+from agents.gpu_orchestrator.providers.provider import Instance, Order, Phase, Provider, ProviderError, Unknown
 from agents.gpu_orchestrator.rentals import life
 from agents.gpu_orchestrator.rentals.life import Act, Limits
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import Transaction
+from bus.lease import Leases
+from protocol import LabError
 
 TICK = 1.0
 """Seconds between two looks at what is due; a freeze must be acted on within seconds."""
@@ -50,13 +52,22 @@ class Books(Protocol):
 
 
 class Admission(Protocol):
-    """Lets a rented worker in, and out again."""
+    """Lets rented workers in at the broker, and out again. All but `environment` raise LabError while the broker is away."""
 
-    async def admit(self, rental: Rental) -> Mapping[str, str]:
-        """Make the worker's login; returns the environment that it is started with."""
+    def token(self, rental: str, provider: str) -> str:
+        """Make the token of a new rental's worker."""
 
-    async def dismiss(self, rental: Rental) -> None:
-        """End the worker's login; one that is gone already is no error."""
+    def environment(self, rental: Rental) -> Mapping[str, str]:
+        """Return what the worker is started with."""
+
+    async def admit(self, rental: Rental, jobs: Iterable[str]) -> None:
+        """Let a rental's worker in for these jobs; the same again changes nothing."""
+
+    async def dismiss(self, worker: str) -> None:
+        """End a worker's login."""
+
+    async def strangers(self, living: Iterable[str]) -> set[str]:
+        """Return workers that are let in without a living rental."""
 
 
 class Keeper:
@@ -79,6 +90,8 @@ class Keeper:
         self._tick, self._reap = tick, reap
         self._wake = {name: asyncio.Event() for name in providers}
         self._flying: dict[str, asyncio.Task[None]] = {}
+        self._logins: set[str] = set()
+        self._untidy = False
 
     def wake(self) -> None:
         """Look at once."""
@@ -132,13 +145,18 @@ class Keeper:
             self._wake[rental.provider].set()
 
     async def _launch(self, provider: Provider, rental: Rental) -> None:
-        environment = await self._admission.admit(rental)
+        try:
+            await self._admit(rental)
+        except LabError as error:  # the broker is away; nothing is launched that could not come in
+            self._apply(rental, life.failed, Unknown(provider.name, str(error)))
+            return
         with self._books.transaction() as tx:
             store = Rentals(tx.connection)
             stored = store.of(rental.id)
             if stored is None or stored.state is not State.ORDERED:
                 return  # it is not wanted any more
             self._store(store, stored, life.asked(stored, self._books.now()), tx)
+        environment = self._admission.environment(rental)
         order = Order(
             key=rental.id, tag=rental.tag, listing=rental.listing, image=self._image, environment=environment,
             disk_bytes=rental.needs_disk_bytes, limit_micros_per_hour=rental.limit_micros_per_hour,
@@ -190,13 +208,45 @@ class Keeper:
         if after.state is not before.state:
             self._books.changed(before, after, tx)
             if after.state is State.GONE:
-                tx.after_commit(lambda: self._dismiss(after))
+                self._untidy = True
         return after
 
-    def _dismiss(self, rental: Rental) -> None:
-        key = f"dismiss {rental.id}"
-        self._flying[key] = asyncio.create_task(self._admission.dismiss(rental))
-        self._flying[key].add_done_callback(lambda _: self._flying.pop(key, None))
+    # logins
+
+    async def _admit(self, rental: Rental) -> None:
+        with self._books.transaction() as tx:
+            store = Rentals(tx.connection)
+            payer = store.payer(rental.id)
+            jobs = {lease.job for lease in Leases(tx.connection).live() if lease.machine == rental.machine}
+        await self._admission.admit(rental, jobs | ({payer.job} if payer else set()))
+
+    def admit(self, rentals: Iterable[Rental]) -> None:
+        """Tell the broker for which jobs the workers of rentals are in; again until it has taken it."""
+        for rental in rentals:
+            self._logins.add(rental.id)
+        self.wake()
+
+    async def keep_logins(self) -> None:
+        """Keep the workers' logins in step with the rentals, for ever."""
+        looked: datetime | None = None
+        while True:
+            with suppress(LabError):  # the broker is away: what is left to do is tried at the next look
+                now = self._books.now()
+                for id in list(self._logins):
+                    with self._books.transaction() as tx:
+                        rental = Rentals(tx.connection).of(id)
+                    self._logins.discard(id)
+                    if rental is not None and rental.state in (State.BOOTING, State.READY, State.LEAVING):
+                        self._logins.add(id)
+                        await self._admit(rental)
+                        self._logins.discard(id)
+                if looked is None or not timedelta(0) <= now - looked < self._reap or self._untidy:
+                    with self._books.transaction() as tx:
+                        living = [rental.id for rental in Rentals(tx.connection).living()]
+                    for worker in await self._admission.strangers(living):
+                        await self._admission.dismiss(worker)
+                    self._untidy, looked = False, now
+            await asyncio.sleep(self._tick)
 
     async def reap(self, provider: Provider) -> None:
         """Compare a provider's instances with the books: what nobody knows, or what should be gone, is terminated."""

@@ -179,7 +179,8 @@ def gone(rental: Rental, now: datetime, limits: Limits) -> Rental:
     wanted = rental.state is State.ENDING
     fault = "" if wanted else "it never came to be" if rental.instance is None else "it was taken away"
     return rental.into(
-        State.GONE, now, ended_at=now, fault=rental.fault or fault, bill_at=now + limits.bill if rental.instance else None,
+        State.GONE, now, ended_at=now, fault=rental.fault or fault, token="",
+        bill_at=now + limits.bill if rental.instance else None,
         reason=rental.reason or ("the provider ended it" if rental.instance else "the launch came to nothing"),
     )  # fmt: skip
 

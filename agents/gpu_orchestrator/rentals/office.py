@@ -81,12 +81,15 @@ class Office:
     Args:
         market: what can be rented.
         names: makes the id of a new rental.
+        tokens: makes the token of a rental's worker, from its id and its provider.
         prefix: what the tags of this lab's instances begin with.
     """
 
-    def __init__(self, market: Market, names: Callable[[], str], prefix: str, limits: Limits) -> None:
+    def __init__(
+        self, market: Market, names: Callable[[], str], tokens: Callable[[str, str], str], prefix: str, limits: Limits
+    ) -> None:
         self.breaker = Breaker()
-        self._market, self._names, self._prefix, self._limits = market, names, prefix, limits
+        self._market, self._names, self._tokens, self._prefix, self._limits = market, names, tokens, prefix, limits
         self._offline: dict[str, datetime] = {}
         self._told: dict[str, str] = {}
 
@@ -165,7 +168,7 @@ class Office:
             id=id, provider=listing.provider, listing=listing, kind=asking.request.kind, tag=f"{self._prefix}{id}",
             machine=worker_name(id), needs_disk_bytes=asking.quote.plan.disk_bytes,
             limit_micros_per_hour=offer.price_micros_per_hour, price_micros_per_hour=offer.price_micros_per_hour,
-            created_at=tx.now, state_at=tx.now,
+            created_at=tx.now, state_at=tx.now, token=self._tokens(id, listing.provider),
         )  # fmt: skip
         store.save(rental)
         store.pays(rental, account, tx.now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from protocol.machine import Listing
 
@@ -53,6 +53,7 @@ class Rental(BaseModel):
         next_at: no call before then.
         billed_micros: what the provider charges for it; None: it has not told.
         bill_at: when the provider is asked for the bill; None: not (any more).
+        token: lets its worker in at the broker; forgotten at the end.
         stopped_by: when the freeze began that ended it.
     """
 
@@ -80,6 +81,7 @@ class Rental(BaseModel):
     next_at: datetime | None = None
     billed_micros: int | None = None
     bill_at: datetime | None = None
+    token: str = Field(default="", repr=False)
     stopped_by: datetime | None = None
 
     @property

@@ -1,0 +1,61 @@
+"""Lets the workers of rented machines in at the lab's broker, and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from agents.gpu_orchestrator.rentals.rental import Rental
+from bus import BrokerAddress, workers
+from bus.workers import Token
+from protocol.access import rental_of
+
+BROKER = "MEETARA_BROKER"
+"""Environment of a worker: where the lab's broker is, as it is seen from outside."""
+
+
+class Admission:
+    """Logins of workers at a broker that runs.
+
+    Args:
+        control: the broker, with the orchestrator's login.
+        public: its address as workers reach it, e.g. mqtts://lab.example.org:8883.
+        lab: the lab's name.
+        ca: file of the authority that signed its certificate; None: one that systems know.
+    """
+
+    def __init__(self, control: BrokerAddress, public: str, lab: str, ca: Path | None) -> None:
+        self._control, self._public, self._lab, self._ca = control, public, lab, ca
+
+    def token(self, rental: str, provider: str) -> str:
+        """Make the token of a new rental's worker."""
+        return str(workers.make(rental, provider=provider, lab=self._lab, ca=self._ca))
+
+    def environment(self, rental: Rental) -> Mapping[str, str]:
+        """Return what the worker is started with."""
+        return {workers.VARIABLE: rental.token, BROKER: self._public}
+
+    async def admit(self, rental: Rental, jobs: Iterable[str]) -> None:
+        """Let a rental's worker in for these jobs; the same again changes nothing.
+
+        Raises:
+            LabError: UNREACHABLE, INTERNAL: the broker did not do it.
+        """
+        await workers.admit(self._control, Token.read(rental.token), jobs)
+
+    async def dismiss(self, worker: str) -> None:
+        """End a worker's login; one that is gone already is no error.
+
+        Raises:
+            LabError: UNREACHABLE, INTERNAL: the broker did not do it.
+        """
+        await workers.dismiss(self._control, worker, self._lab)
+
+    async def strangers(self, living: Iterable[str]) -> set[str]:
+        """Return workers that are let in although their rental is not among the living ones.
+
+        Raises:
+            LabError: UNREACHABLE: the broker does not answer.
+        """
+        known = set(living)
+        return {name for name in await workers.admitted(self._control) if rental_of(name) not in known}
