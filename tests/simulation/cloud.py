@@ -6,7 +6,7 @@ Its own books are the truth that the lab's are compared with at the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,7 +23,10 @@ from agents.gpu_orchestrator.providers.provider import (
     Unknown,
 )
 from agents.gpu_orchestrator.rentals.meter import micros
+from agents.gpu_orchestrator.rentals.rental import Rental
+from protocol.access import worker_name
 from protocol.machine import Card, Listing
+from tests.simulation.plan import Seller
 
 if TYPE_CHECKING:
     from tests.simulation.world import Node, World
@@ -61,17 +64,13 @@ class Cloud:
     """One provider.
 
     Args:
-        price: micro-dollars an hour of its cheapest machine; the other region costs a tenth more.
-        capacity: how many machines it has in each region.
-        trouble: share of calls that go wrong, each in one of the ways there are.
-        preempted: share of machines that are taken away while they run.
+        seller: what it sells, and how well. The second region costs a tenth more.
     """
 
-    def __init__(
-        self, world: World, name: str, *, price: int, capacity: int, trouble: float = 0.0, preempted: float = 0.0, lies: float = 0.0
-    ) -> None:  # fmt: skip
-        self.world, self.name = world, name
-        self.price, self.capacity, self.trouble, self.preempted, self.lies = price, capacity, trouble, preempted, lies
+    def __init__(self, world: World, seller: Seller) -> None:
+        self.world, self.name = world, seller.name
+        self.price, self.capacity = seller.price, seller.capacity
+        self.trouble, self.preempted, self.lies = seller.trouble, seller.preempted, seller.lies
         self.down = False
         self.machines: dict[str, Machine] = {}
         self.launches = 0
@@ -140,7 +139,7 @@ class Cloud:
         if gpu_gib == 6:
             self.world.counts["host lies"] += 1
         build = partial(RentedFactory, configs=self.world.configs, provider=self.name, rental=rental, gpu_gib=gpu_gib)
-        machine.node = self.world.rented(f"gguf_factory-{rental}", build)
+        machine.node = self.world.rented(worker_name(rental), build)
 
     def _preempt(self, id: str) -> None:
         if self.machines[id].ended is None:
@@ -187,3 +186,22 @@ class Cloud:
         return sum(map(self.bill, self.machines.values()))
 
 
+
+
+class Gate:
+    """Lets workers in: the simulated broker asks nobody for a login."""
+
+    def token(self, rental: str, provider: str) -> str:
+        return ""
+
+    def environment(self, rental: Rental) -> Mapping[str, str]:
+        return {}
+
+    async def admit(self, rental: Rental, jobs: Iterable[str]) -> None:
+        pass
+
+    async def dismiss(self, worker: str) -> None:
+        pass
+
+    async def strangers(self, living: Iterable[str]) -> set[str]:
+        return set()

@@ -45,6 +45,7 @@ class Request:
     plannable: str = "yes"  # yes, no, crash
     mishaps: tuple[Mishap, ...] = ()
     shared: bool = False  # what it asks for is the same model as every other shared request's
+    paid: bool = False  # it is to be trained on a rented machine
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Seller:
+    """A provider of machines. Shares of calls and machines with which something goes wrong."""
+
+    name: str
+    price: int = 400_000  # micro-dollars an hour
+    capacity: int = 2  # machines in each region
+    trouble: float = 0.0
+    preempted: float = 0.0
+    lies: float = 0.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """One life of a lab."""
 
@@ -70,6 +83,7 @@ class Plan:
     rough: bool = False  # the network is slow, and everything comes twice now and then
     start: str = "noon"  # noon, midnight (just before a new day), month (just before a new month)
     affordable: int = 9  # so many jobs can be reserved at once
+    sellers: tuple[Seller, ...] = ()
 
 
 TARGETED = ("kill", "stop", "pause", "cut_up", "cut_down", "lag", "clock_ahead", "clock_back", "locked", "full", "spilled")

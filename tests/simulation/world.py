@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
+import math
 import random
 import secrets
 import shutil
@@ -48,6 +49,7 @@ from protocol.errors import LabError, Retry
 from protocol.job import Report
 from tests.simulation import people, wire
 from tests.simulation.broker import Broker, Message
+from tests.simulation.cloud import Cloud
 from tests.simulation.disk import Disk, Killed, Opened
 from tests.simulation.factory import FORECAST, JobProcess, look_up, make_plan
 from tests.simulation.invariants import Invariants
@@ -231,7 +233,8 @@ class World:
         self._over = False
         shared = Path("/dev/shm")
         self.home = Path(tempfile.mkdtemp(prefix="lab-", dir=shared if shared.is_dir() else None))
-        configs = configuration(plan.slots, plan.affordable)
+        configs = self.configs = configuration(plan.slots, plan.affordable)
+        self.clouds = [Cloud(self, seller) for seller in plan.sellers]
         builders: dict[str, Callable[[Wiring], BaseAgent]] = {
             "router": partial(RouterAgent, configs=configs),
             "conductor": ConductorAgent,
@@ -317,6 +320,18 @@ class World:
         """Whether the broker keeps requests for the router: `meetara up` lets nobody in before."""
         router = self.broker.sessions.get("lab-router")
         return router is not None and any(topic.startswith("$share/") for topic in router.filters)
+
+    def rented(self, name: str, build: Callable[[Wiring], BaseAgent]) -> Node:
+        """A machine that a provider has rented out boots."""
+        node = self.nodes[name] = Node(self, name, build)
+        node.boot()
+        return node
+
+    def returned(self, node: Node) -> None:
+        """A rented machine is switched off."""
+        node.kill(None)
+        node.rest = math.inf
+        self.nodes.pop(node.name, None)
 
     def person(self, name: str) -> Node:
         """A new person's process."""
