@@ -176,6 +176,9 @@ class Cloud:
         await self._answer()
         return self.bill(self.machines[id])
 
+    async def close(self) -> None:
+        pass
+
     def bill(self, machine: Machine) -> int:
         """Return what a machine costs, in micro-dollars."""
         assert machine.instance.price_micros_per_hour is not None

@@ -119,6 +119,7 @@ class Keeper:
             for task in mine:
                 task.cancel()
             await asyncio.gather(*mine, return_exceptions=True)
+            await provider.close()
 
     def _due(self, name: str) -> list[Rental]:
         """Let time pass for all rentals of a provider; returns those for which a call is due."""
