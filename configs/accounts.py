@@ -59,7 +59,8 @@ def read(environment: Mapping[str, str] | None = None) -> dict[str, Account]:
         if key is None:
             continue
         urls = {name: _url(name, environment) for name in URLS if name.startswith(f"{vendor.upper()}_")}
-        found[vendor] = Account(vendor, SecretStr(key), urls, environment.get(LAMBDA_SSH_KEY) or None)
+        ssh_key = environment.get(LAMBDA_SSH_KEY) or None if vendor == "lambda" else None
+        found[vendor] = Account(vendor, SecretStr(key), urls, ssh_key)
     return found
 
 

@@ -280,9 +280,9 @@ class Cloud(ABC):
                     return self._sent(request, self.refusal("broken", request))
                 case Fault.RATE_LIMIT:
                     return self._sent(request, self.refusal("rate", request))
-                case Fault.SOLD_OUT:
+                case Fault.SOLD_OUT if call == "launch":
                     return self._sent(request, self.refusal("sold_out", request))
-                case Fault.EMPTY:
+                case Fault.EMPTY if call in ("listings", "list"):
                     return self._sent(request, self.empty(call))
                 case Fault.CUT:
                     return Silence.CUT

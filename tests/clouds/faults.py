@@ -7,7 +7,10 @@ from enum import StrEnum
 
 
 class Fault(StrEnum):
-    """One way to fail. Those with AFTER, LOST and the unreadable ones happen after the call had its effect."""
+    """One way to fail. Those with AFTER, LOST and the unreadable ones happen after the call had its effect.
+
+    EMPTY is of `listings` and `list` alone, SOLD_OUT of `launch`; other calls take no notice of them.
+    """
 
     ERROR = "500, nothing was done"
     ERROR_AFTER = "500, though it was done"

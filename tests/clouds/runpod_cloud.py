@@ -72,8 +72,6 @@ class RunPodCloud(Cloud):
         raise Refusal(self.refusal("absent", request))
 
     def empty(self, call: str) -> Response:
-        if call == "billed":
-            return Response(200, {"records": [], "metadata": {}})
         return Response(200, {"gpus" if call == "listings" else "pods": []})
 
     def refusal(self, reason: str, request: Request) -> Response:

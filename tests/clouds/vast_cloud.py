@@ -75,10 +75,7 @@ class VastCloud(Cloud):
     def empty(self, call: str) -> Response:
         if call == "listings":
             return Response(200, {"offers": []})
-        page = {"success": True, "next_token": None}
-        if call == "billed":
-            return Response(200, {**page, "count": 0, "total": 0, "results": []})
-        return Response(200, {**page, "instances_found": 0, "total_instances": 0, "instances": []})
+        return Response(200, {"success": True, "next_token": None, "instances_found": 0, "total_instances": 0, "instances": []})
 
     def refusal(self, reason: str, request: Request) -> Response:
         if reason == "rate":
