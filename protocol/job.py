@@ -238,6 +238,9 @@ class Report(Strict):
 
     job: str
     fence: int
+    lease: str | None = Field(
+        default=None, description="the lease's id, which its holder alone was told; without it nothing is believed"
+    )
     kind: Literal["started", "stage_started", "stage_done", "done", "failed", "interrupted"]
     stage: Stage | None = None
     seconds: float | None = Field(default=None, description="measured time of the stage or of the job")

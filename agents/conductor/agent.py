@@ -166,7 +166,7 @@ class ConductorAgent(BaseAgent):
         report: Report = self.params(message)
         record = self.known(report.job, tx)
         self.happen(report.job, report, tx, record)
-        if record.lease is None or report.fence != record.fence:
+        if not record.believes(report):
             # answered here, not raised: the fact that it was fenced must be kept
             tx.reply(
                 message.id,

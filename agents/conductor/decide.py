@@ -303,7 +303,7 @@ def recall(decision: Decision, wanted: LeaseRecall) -> None:
 def reported(decision: Decision, report: Report) -> None:
     """A factory tells where the job stands; reports under an old lease are counted and dropped."""
     record = decision.record
-    if record.lease is None or report.fence != record.fence:
+    if not record.believes(report):
         decision.fact("fenced", fence=report.fence, expected=record.fence, kind=report.kind)
         return
     match report.kind:

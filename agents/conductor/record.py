@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from protocol.job import FINAL, Artefact, Gate, JobSnapshot, Plan, Route, Stage, State, TrainRequest
+from protocol.job import FINAL, Artefact, Gate, JobSnapshot, Plan, Report, Route, Stage, State, TrainRequest
 from protocol.machine import LeaseGrant, Offer
 
 STATE_OF_STAGE = {
@@ -71,6 +71,10 @@ class JobRecord(BaseModel):
     @property
     def final(self) -> bool:
         return self.state in FINAL
+
+    def believes(self, report: Report) -> bool:
+        """Whether a report comes from who holds the job now. Fences are small numbers that a stranger's machine could guess."""
+        return self.lease is not None and (report.fence, report.lease) == (self.fence, self.lease.lease)
 
     def snapshot(self) -> JobSnapshot:
         """The retained state of the job."""

@@ -260,7 +260,7 @@ class FactoryAgent(BaseAgent):
             "UPDATE runs SET reports = reports + 1 WHERE job = ? RETURNING reports", (run.job,)
         ).fetchone()[0]
         given = {name: value for name, value in facts.items() if value is not None}
-        report = Report.model_validate({"job": run.job, "fence": run.fence, "kind": kind, **given})
+        report = Report.model_validate({"job": run.job, "fence": run.fence, "lease": run.lease, "kind": kind, **given})
         tx.call("job.report", report, key=run.job, id=f"{run.job}:{run.fence}:{self.agent}:{number}")
 
     def progress(self, run: RunRequest, line: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def grant(fence: int, machine: str = "factory-1", price: int = 36_000_000) -> Le
 
 
 def report(fence: int, kind: str, **facts: Any) -> Report:
-    return Report.model_validate({"job": "j1", "fence": fence, "kind": kind, **facts})
+    return Report.model_validate({"job": "j1", "fence": fence, "lease": f"l{fence}", "kind": kind, **facts})
 
 
 def lost(fence: int, machine: str = "factory-1") -> LeaseLost:

@@ -211,6 +211,13 @@ def test_a_grant_of_a_lease_that_was_given_back_is_not_taken_but_asked_for_again
 # old words
 
 
+@pytest.mark.parametrize("lease", [None, "l1", "guessed"])
+def test_who_guesses_a_fence_and_was_not_told_the_lease_is_not_believed(lease):
+    job = running(fence=4)
+    job.report(report(4, "done", **DONE, lease=lease))
+    assert (job.facts[-1].type, job.record.state) == ("fenced", State.PROVISIONING)
+
+
 @pytest.mark.parametrize("kind", ["stage_started", "stage_done", "done", "failed", "interrupted", "started"])
 def test_a_report_under_an_old_lease_is_counted_and_changes_nothing_else(kind):
     job = running(fence=4)
