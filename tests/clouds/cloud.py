@@ -136,6 +136,7 @@ class Cloud(ABC):
         """What the account may still owe; None: enough."""
         self.quota: int | None = None
         """Instances that the account may have; None: any number."""
+        self._said: Response | None = None
         self._numbers = itertools.count(1)
         self._last_request: datetime | None = None
         self._lock = threading.RLock()
@@ -187,8 +188,13 @@ class Cloud(ABC):
         """Let calls fail: `listings`, `launch`, `list`, `status`, `terminate`, `billed`, or `*` for any. See `Faults.plan`."""
         self.faults.plan(call, fault, times)
 
+    def say(self, response: Response) -> None:
+        """Answer everything with this from now on, and do nothing."""
+        self._said = replace(response, documented=False)
+
     def heal(self) -> None:
         """Let nothing fail any more, and be reachable."""
+        self._said = None
         self.faults.clear()
         self.chance = None
         self.reachable = True
@@ -289,7 +295,7 @@ class Cloud(ABC):
                 case Fault.HANG:
                     return Silence.HANG
             try:
-                response = self.answer(call, request)
+                response = self._said or self.answer(call, request)
             except Refusal as refused:
                 response = refused.response
             match fault:

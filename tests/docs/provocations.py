@@ -48,7 +48,7 @@ from bus.session import Session, taken_over
 from bus.setup import role_of
 from bus.store import Store
 from bus.users import add
-from configs import Settings
+from configs import Settings, accounts
 from configs.budget import Budget
 from configs.source import SHIPPED
 from configs.tiers import GateRule
@@ -514,6 +514,12 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The base's architecture is not known": unknown_architecture,
     "The base's tokenizer cuts text in an unknown way": unknown_cuts,
     "The base's chat template refuses rows": refused_rows,
+    "A vendor's key cannot be read": lambda ground: error_of(lambda: accounts.read({"VAST_API_KEY_FILE": str(ground.folder / "key")})),
+    "A vendor's key is damaged": lambda ground: error_of(lambda: accounts.read({"RUNPOD_API_KEY": "two words"})),
+    "A vendor's key is there twice": lambda ground: error_of(lambda: accounts.read({"LAMBDA_API_KEY": "k", "LAMBDA_API_KEY_FILE": "f"})),
+    "A vendor's address is not encrypted": lambda ground: error_of(
+        lambda: accounts.read({"VAST_API_KEY": "k", "VAST_API_URL": "http://proxy.example"})
+    ),
     "The disk is too small": no_space,
     "A part of the home is full": full_room,
     "The memory is too small": no_memory,

@@ -151,6 +151,7 @@ def test_an_answer_of_another_form_is_told_by_its_place_and_not_by_its_content()
     with pytest.raises(Unknown, match=r"cannot be read at size") as caught:
         here.read(Thing, Answer(200, {"size": "hunter2"}, None), effect=True)
     assert not caught.value.sure and "hunter2" not in str(caught.value) and caught.value.__cause__ is None
+    body: object
     for body in (None, [], "text", 7):
         with pytest.raises(Unknown):
             here.read(Thing, Answer(200, body, None))

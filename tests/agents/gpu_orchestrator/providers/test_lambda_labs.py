@@ -113,7 +113,7 @@ async def test_a_code_decides_where_the_vendor_refuses(status: int, code: str, e
     provider = cloud.provider()
     listing = await one(provider)
     await provider.launch(order(listing))  # the SSH key is known from now on
-    cloud.answer = lambda call, request: Response(status, {"error": {"code": code, "message": "m"}})  # type: ignore[method-assign]
+    cloud.say(Response(status, {"error": {"code": code, "message": "m"}}))
     with pytest.raises(ProviderError) as caught:
         await provider.launch(order(listing))
     assert type(caught.value) is error and caught.value.sure is sure
@@ -123,7 +123,7 @@ async def test_an_instance_that_the_answer_leaves_out_was_not_terminated() -> No
     cloud = LambdaCloud()
     provider = cloud.provider()
     instance = await provider.launch(order(await one(provider)))
-    cloud.answer = lambda call, request: Response(200, {"data": {"terminated_instances": []}})  # type: ignore[method-assign]
+    cloud.say(Response(200, {"data": {"terminated_instances": []}}))
     with pytest.raises(Unknown, match="did not take") as caught:
         await provider.terminate(instance.id)
     assert not caught.value.sure
@@ -133,7 +133,7 @@ async def test_a_404_without_the_code_is_not_the_absence_of_an_instance() -> Non
     cloud = LambdaCloud()
     provider = cloud.provider()
     for answer in (Response(404, kind="text/html", raw=b"<html>"), Response(404, {"error": {"code": "global/unknown", "message": "m"}})):
-        cloud.answer = lambda call, request, answer=answer: answer  # type: ignore[method-assign]
+        cloud.say(answer)
         with pytest.raises(Unknown):
             await provider.status("i1")
 
@@ -145,7 +145,7 @@ async def test_a_404_without_the_code_is_not_the_absence_of_an_instance() -> Non
 )  # fmt: skip
 async def test_words_that_nobody_knows_are_running(word: str, phase: Phase) -> None:
     cloud = LambdaCloud()
-    cloud.answer = lambda call, request: Response(200, {"data": {"id": "i1", "status": word}})  # type: ignore[method-assign]
+    cloud.say(Response(200, {"data": {"id": "i1", "status": word}}))
     told = await cloud.provider().status("i1")
     assert told is not None and (told.phase, told.tag, told.price_micros_per_hour) == (phase, "", None)
 
@@ -155,7 +155,7 @@ async def test_two_instances_for_one_launch_are_doubtful() -> None:
     provider = cloud.provider()
     listing = await one(provider)
     await provider.launch(order(listing))
-    cloud.answer = lambda call, request: Response(200, {"data": {"instance_ids": ["a", "b"]}})  # type: ignore[method-assign]
+    cloud.say(Response(200, {"data": {"instance_ids": ["a", "b"]}}))
     with pytest.raises(Unknown) as caught:
         await provider.launch(order(listing))
     assert not caught.value.sure

@@ -70,7 +70,7 @@ async def test_a_refused_launch_means_what_the_vendors_table_says(
     runpod = cloud.provider()
     listing = (await runpod.listings())[0]
     body = {"title": "T", "status": status, "detail": detail}
-    cloud.answer = lambda call, request: Response(status, body, kind="application/problem+json")  # type: ignore[method-assign]
+    cloud.say(Response(status, body, kind="application/problem+json"))
     with pytest.raises(ProviderError) as caught:
         await runpod.launch(order(listing))
     assert type(caught.value) is error and caught.value.sure is sure
@@ -81,11 +81,8 @@ async def test_a_refusal_that_quotes_the_request_does_not_tell_the_workers_token
     runpod = cloud.provider()
     listing = (await runpod.listings())[0]
 
-    def echo(call: str, request: object) -> Response:
-        detail = f"bad env: {ENVIRONMENT['MEETARA_TOKEN']} key {cloud.key}"
-        return Response(400, {"title": "T", "status": 400, "detail": detail}, kind="application/problem+json")
-
-    cloud.answer = echo  # type: ignore[method-assign]
+    detail = f"bad env: {ENVIRONMENT['MEETARA_TOKEN']} key {cloud.key}"
+    cloud.say(Response(400, {"title": "T", "status": 400, "detail": detail}, kind="application/problem+json"))
     with pytest.raises(NoCapacity, match="bad env") as caught:
         await runpod.launch(order(listing))
     assert ENVIRONMENT["MEETARA_TOKEN"] not in str(caught.value) and str(cloud.key) not in str(caught.value)
@@ -95,7 +92,7 @@ async def test_a_404_of_a_proxy_is_not_the_absence_of_a_pod() -> None:
     cloud = RunPodCloud()
     runpod = cloud.provider()
     for answer in (Response(404, kind="text/html", raw=b"<html>"), Response(404, {"message": "no route"}), Response(404)):
-        cloud.answer = lambda call, request, answer=answer: answer  # type: ignore[method-assign]
+        cloud.say(answer)
         with pytest.raises(Unknown):
             await runpod.status("p1")
         with pytest.raises(Unknown):

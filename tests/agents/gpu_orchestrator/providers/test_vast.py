@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from agents.gpu_orchestrator.providers import vast as module
@@ -99,25 +101,26 @@ async def test_a_page_without_success_or_instances_is_no_empty_list() -> None:
     cloud = VastCloud()
     vast = cloud.provider()
     for body in ({"success": False, "instances": []}, {"success": True}, {"success": True, "instances": None}, {}):
-        cloud.answer = lambda call, request, body=body: Response(200, body)  # type: ignore[method-assign]
+        cloud.say(Response(200, body))
         with pytest.raises(Unknown):
             await vast.list("meetara-")
-    for body in ({}, {"instances": {}}, {"instances": []}):
-        cloud.answer = lambda call, request, body=body: Response(200, body)  # type: ignore[method-assign]
+    other: dict[str, Any]
+    for other in ({}, {"instances": {}}, {"instances": []}):
+        cloud.say(Response(200, other))
         with pytest.raises(Unknown):
             await vast.status("1")
-    cloud.answer = lambda call, request: Response(200, {"instances": None})  # type: ignore[method-assign]
+    cloud.say(Response(200, {"instances": None}))
     assert await vast.status("1") is None
 
 
 async def test_a_404_that_names_no_instance_is_not_its_absence() -> None:
     cloud = VastCloud()
     vast = cloud.provider()
-    cloud.answer = lambda call, request: Response(404, {"success": False, "error": "auth_error", "msg": "Invalid user key"})  # type: ignore[method-assign]
+    cloud.say(Response(404, {"success": False, "error": "auth_error", "msg": "Invalid user key"}))
     for call in (vast.status("1"), vast.terminate("1"), vast.listings()):
         with pytest.raises(AuthFailed):
             await call
-    cloud.answer = lambda call, request: Response(404, kind="text/html", raw=b"<html>no such page</html>")  # type: ignore[method-assign]
+    cloud.say(Response(404, kind="text/html", raw=b"<html>no such page</html>"))
     for look in (vast.status("1"), vast.terminate("1")):
         with pytest.raises(Unknown):
             await look
@@ -131,7 +134,7 @@ async def test_words_that_nobody_knows_are_running() -> None:
         ({"actual_status": "running", "cur_state": "stopped"}, Phase.STOPPING), ({"actual_status": "exited"}, Phase.STOPPING),
     ):  # fmt: skip
         body = {"instances": {"id": 1, "label": None, **states}}
-        cloud.answer = lambda call, request, body=body: Response(200, body)  # type: ignore[method-assign]
+        cloud.say(Response(200, body))
         told = await vast.status("1")
         assert told is not None and told.phase is phase and told.tag == ""
 
