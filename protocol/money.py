@@ -52,6 +52,9 @@ class SettleRequest(Strict):
     part: str = Part
     provider: str | None = Field(default=None, description="who is paid; default: the reservation's provider")
     rental: str = Field(default="", description="the rented instance that it was spent on; its bill is compared with it")
+    bill_follows: bool = Field(
+        default=False, description="keep the rest set aside after the end, until `budget.bill` has told what the rental cost"
+    )
 
 
 class ReleaseRequest(Strict):
@@ -67,7 +70,9 @@ class BillRequest(Strict):
     provider: str
     rental: str
     jobs: dict[str, int] = Field(description="job to what the own meter says it used of the instance, micro-dollars")
-    billed_micros: int = Field(ge=0, description="what the provider charges for the instance in all")
+    billed_micros: int | None = Field(
+        ge=0, description="what the provider charges for the instance in all; null: it does not tell, the own meter stands"
+    )
     since: datetime
     until: datetime
 
@@ -77,9 +82,9 @@ class BillReport(Strict):
 
     rental: str
     own_micros: int
-    billed_micros: int
+    billed_micros: int | None
     correction_micros: int
-    drift_percent: float | None = Field(description="the bill above (or below) the own meter; null: the meter says 0")
+    drift_percent: float | None = Field(description="the bill above (or below) the own meter; null: one of them is not known or 0")
     frozen: str | None = Field(default=None, description="why nothing is rented from this provider any more")
 
 

@@ -1,93 +1,30 @@
-"""The ledger: append-only entries in integer micro-dollars, and the rules that keep spent + reserved within the caps.
+"""The ledger: reservations before anything starts, what was spent of them, and the rules that keep both within the caps.
 
 Pure over a connection: the caller's transaction holds each check together with the entry that it allows. An open
-reservation counts in every current period, whenever it was made: it will be spent in one of them.
+reservation counts in every current period, whenever it was made: it will be spent in one of them. Nothing but its own
+settlement or release ends one, never the time.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from agents.cost_monitor.entries import Entries
 from agents.cost_monitor.period import PERIODS, end, start
+from agents.cost_monitor.sums import Sums, dollars
+from agents.cost_monitor.thresholds import Thresholds, alert
 from configs import Budget
-from configs.budget import Period
 from protocol import Code, LabError, Retry
-from protocol.money import BudgetAlert, BudgetReport, PeriodReport, Reservation
+from protocol.money import BudgetAlert, Reservation
 
-SCHEMA = """
-CREATE TABLE entries (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    at REAL NOT NULL,                  -- Unix time
-    kind TEXT NOT NULL CHECK (kind IN ('reserve', 'settle', 'release')),
-    reservation TEXT NOT NULL,
-    job TEXT NOT NULL,
-    provider TEXT NOT NULL,
-    domain TEXT NOT NULL,
-    amount_micros INTEGER NOT NULL CHECK (amount_micros >= 0)
-);
-CREATE UNIQUE INDEX reserved_once ON entries (reservation) WHERE kind = 'reserve';
-CREATE UNIQUE INDEX ended_once ON entries (reservation) WHERE kind <> 'reserve';
-CREATE INDEX settled_at ON entries (at) WHERE kind = 'settle';
-CREATE TRIGGER entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER entries_last BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TABLE open_reservations (       -- the reservations without an end, so that the sum needs no scan of the past
-    reservation TEXT PRIMARY KEY,
-    amount_micros INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE alerts (                  -- each threshold once per period
-    period TEXT NOT NULL,
-    since REAL NOT NULL,
-    threshold INTEGER NOT NULL,
-    PRIMARY KEY (period, since, threshold)
-) WITHOUT ROWID;
-"""
-
-REPORT_LIMIT = 200
-"""Jobs and open reservations in one report, newest first; a message of the bus has at most 256 KiB."""
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Where one period stands, in micro-dollars."""
-
-    period: Period
-    since: datetime
-    cap: int
-    spent: int
-    reserved: int
-
-    @property
-    def used(self) -> int:
-        """Spent and reserved."""
-        return self.spent + self.reserved
-
-    @property
-    def left(self) -> int:
-        """What may still be reserved; negative where more was spent than the cap."""
-        return self.cap - self.used
-
-    def reached(self, percent: int) -> bool:
-        """Tell whether spent + reserved is at least this share of the cap, exactly."""
-        return self.used * 100 >= self.cap * percent
-
-    @property
-    def percent(self) -> float:
-        """Share of spent + reserved in the cap; 100 where the cap is 0."""
-        return self.used / self.cap * 100 if self.cap else 100.0
-
-
-def dollars(micros: int) -> str:
-    """Return an amount for people: cents, and more digits where cents would hide it."""
-    sign, value = ("-" if micros < 0 else ""), abs(micros)
-    if value % 10_000 == 0:
-        return f"{sign}${value / 1_000_000:.2f}"
-    return f"{sign}${value // 1_000_000}.{value % 1_000_000:06d}".rstrip("0")
+LOCAL = "local"
+"""The provider of machines that are the lab's own: work there is never frozen, only counted where it has a price."""
 
 
 class Ledger:
-    """The ledger in a database that has SCHEMA's tables.
+    """The ledger in a database that has the tables.
 
     Args:
         connection: with `sqlite3.Row` as row factory; the caller commits.
@@ -97,22 +34,43 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, budget: Budget) -> None:
         self._connection = connection
         self._budget = budget
+        self.entries = Entries(connection)
+        self.thresholds = Thresholds(connection, budget)
+
+    # where it stands
 
     def sums(self, now: datetime) -> list[Sums]:
-        """Return where day, week and month stand."""
-        reserved = self._one("SELECT coalesce(sum(amount_micros), 0) FROM open_reservations")
+        """Return where day, week and month stand, by the ledger's time."""
+        at = self.entries.time(now)
+        reserved = int(
+            self._connection.execute("SELECT coalesce(sum(amount_micros), 0) FROM open_reservations").fetchone()[0]
+        )
         caps = self._budget.caps()
-        return [
-            Sums(
-                period, start(period, now), caps[period],
-                self._one(
-                    "SELECT coalesce(sum(amount_micros), 0) FROM entries WHERE kind = 'settle' AND at >= ?",
-                    start(period, now).timestamp(),
-                ),
-                reserved,
-            )
-            for period in PERIODS
-        ]  # fmt: skip
+        found = []
+        for period in PERIODS:
+            since = start(period, at)
+            found.append(Sums(period, since, end(period, at), caps[period], self.entries.spent(since), reserved))
+        return found
+
+    def frozen(self, now: datetime) -> bool:
+        """Tell whether paid work is frozen: some period has reached the freeze threshold."""
+        return any(self.thresholds.frozen(sums) for sums in self.sums(now))
+
+    def note(self, now: datetime) -> list[BudgetAlert]:
+        """Note and return thresholds that are reached and were not told in their period."""
+        return self.thresholds.note(self.sums(now), now)
+
+    def provider(self, reservation: str) -> str:
+        """Return whose machines a reservation was made for; empty: there is none of that name."""
+        row = self.entries.reserved(reservation)
+        return row["provider"] if row is not None else ""
+
+    def frozen_providers(self) -> dict[str, str]:
+        """Return from whom nothing is rented any more, and why."""
+        rows = self._connection.execute("SELECT provider, reason FROM frozen_providers ORDER BY provider")
+        return {row["provider"]: row["reason"] for row in rows}
+
+    # setting aside
 
     def reserve(
         self, reservation: str, job: str, amount: int, provider: str, domain: str, now: datetime
@@ -121,7 +79,7 @@ class Ledger:
 
         Args:
             reservation: the reservation's id, chosen by the caller.
-            amount: micro-dollars; 0 always passes.
+            amount: micro-dollars; 0 always passes on local machines.
 
         Returns:
             The reservation, and the thresholds that it crossed.
@@ -129,7 +87,7 @@ class Ledger:
         Raises:
             LabError: BUDGET with all sums; CONFLICT if the id was used for another job or amount.
         """
-        known = self._reserved(reservation)
+        known = self.entries.reserved(reservation)
         if known is not None:
             if (known["job"], known["amount_micros"]) != (job, amount):
                 raise LabError(
@@ -138,121 +96,200 @@ class Ledger:
                     advice="Use a new id for another reservation.", field="reservation",
                 )  # fmt: skip
             return Reservation(reservation=reservation, job=job, amount_micros=amount), []
-        if amount > 0:
-            for sums in self.sums(now):
-                self._allow(amount, sums, now)
-        self._append(now, "reserve", reservation, job, provider, domain, amount)
-        self._connection.execute("INSERT INTO open_reservations VALUES (?, ?)", (reservation, amount))
-        return Reservation(reservation=reservation, job=job, amount_micros=amount), self._crossed(now)
+        self._allow(amount, provider, now)
+        self.entries.append(
+            "reserve", amount, now, reservation=reservation, job=job, provider=provider, domain=domain
+        )
+        self._connection.execute(
+            "INSERT INTO open_reservations (reservation, amount_micros) VALUES (?, ?)", (reservation, amount)
+        )
+        return Reservation(reservation=reservation, job=job, amount_micros=amount), self.note(now)
 
-    def settle(self, reservation: str, job: str, amount: int, now: datetime) -> list[BudgetAlert]:
-        """End a reservation with what was really spent, and free the rest. The same settlement again changes nothing.
+    def extend(self, reservation: str, job: str, amount: int, now: datetime) -> tuple[Reservation, list[BudgetAlert]]:
+        """Let a reservation be `amount` in all; checked as a new one. Less than it is changes nothing.
+
+        Raises:
+            LabError: NOT_FOUND; CONFLICT if the reservation has ended; BUDGET with all sums, and it stays as it was.
+        """
+        row = self._owned(reservation, job)
+        known = self.entries.set_aside(reservation)
+        more = amount - known
+        if more > 0:
+            self._must_be_open(row)
+            self._allow(more, row["provider"], now)
+            self.entries.append("extend", more, now, **_of(row))
+            self._connection.execute(
+                "UPDATE open_reservations SET amount_micros = amount_micros + ? WHERE reservation = ?", (more, reservation)
+            )
+        return Reservation(reservation=reservation, job=job, amount_micros=max(amount, known)), self.note(now)
+
+    # spending
+
+    def settle(
+        self, reservation: str, job: str, amount: int, now: datetime, *, part: str = "", provider: str | None = None,
+        rental: str = "", bill_follows: bool = False,
+    ) -> list[BudgetAlert]:  # fmt: skip
+        """Enter what was really spent; without a `part` that ends the reservation and frees the rest. The same settlement
+        again changes nothing.
 
         More than was reserved is entered as it is: the ledger tells the truth even where a cap is broken.
+
+        Args:
+            part: names this part, so that it is entered once; empty: the last one.
+            provider: who is paid; None: the reservation's provider.
+            rental: the instance on which it was spent.
+            bill_follows: the provider's bill may be higher: the rest stays set aside until `Bills` has it.
 
         Returns:
             The thresholds that were crossed, and one alert with a note if more was spent than reserved.
 
         Raises:
-            LabError: NOT_FOUND; CONFLICT if the reservation ended otherwise.
+            LabError: NOT_FOUND; CONFLICT if the reservation ended otherwise, or the part is of another amount.
         """
         row = self._owned(reservation, job)
-        if self._end(row, "settle", amount, now):
+        facts: dict[str, Any] = {**_of(row), "provider": provider or row["provider"], "rental": rental, "bill_follows": bill_follows}
+        if part:
+            known = self.entries.part(reservation, part)
+            if known is not None:
+                if known["amount_micros"] == amount:
+                    return []
+                raise LabError(
+                    Code.CONFLICT, f"the part {part!r} of reservation {reservation} is of {dollars(known['amount_micros'])}.",
+                    advice="Name another part.", field="part",
+                )  # fmt: skip
+            self._must_be_open(row)
+            self.entries.append("part", amount, now, part=part, **facts)
+            self.draw(reservation, amount)
+        elif self._has_ended(row, "settle", amount):
             return []
-        alerts = self._crossed(now)
-        if amount > row["amount_micros"]:
-            worst = max(self.sums(now), key=lambda sums: sums.percent)
-            threshold = max((t for t in self._budget.alert_percents if worst.reached(t)), default=0)
-            note = f"job {job} spent {dollars(amount)}, more than the {dollars(row['amount_micros'])} that was reserved"
-            alerts.append(_alert(worst, threshold, now, note))
-        return alerts
+        else:
+            self.entries.append("settle", amount, now, **facts)
+            self.draw(reservation, amount)
+            self._close(reservation)
+        return [*self.note(now), *self._overrun(row, amount, now)]
 
     def release(self, reservation: str, job: str, now: datetime) -> None:
-        """End a reservation of which nothing was spent. The same release again changes nothing.
+        """End a reservation of which nothing (more) was spent. The same release again changes nothing.
 
         Raises:
             LabError: NOT_FOUND; CONFLICT if the reservation was settled.
         """
-        self._end(self._owned(reservation, job), "release", 0, now)
+        row = self._owned(reservation, job)
+        if not self._has_ended(row, "release", 0):
+            self.entries.append("release", 0, now, **_of(row))
+            self._close(reservation)
 
-    def report(self, now: datetime) -> BudgetReport:
-        """Return the state of the ledger: all periods, and this month's spending by job, provider and domain."""
-        sums = self.sums(now)
-        month = start("month", now).timestamp()
-        return BudgetReport(
-            periods=[
-                PeriodReport(
-                    period=item.period, since=item.since, until=end(item.period, now), cap_micros=item.cap, spent_micros=item.spent,
-                    reserved_micros=item.reserved, percent=round(item.percent, 3),
-                )
-                for item in sums
-            ],
-            jobs=self._spent_by("job", month),
-            providers=self._spent_by("provider", month),
-            domains=self._spent_by("domain", month),
-            open_reservations=[
-                Reservation(reservation=row["reservation"], job=row["job"], amount_micros=row["amount_micros"])
-                for row in self._connection.execute(
-                    "SELECT e.* FROM open_reservations o JOIN entries e"
-                    " ON e.reservation = o.reservation AND e.kind = 'reserve' ORDER BY e.number DESC LIMIT ?",
-                    (REPORT_LIMIT,),
-                )
-            ],
-            frozen=self.frozen(now),
-            alert_percents=list(self._budget.alert_percents),
-            freeze_percent=self._budget.freeze_percent,
-        )  # fmt: skip
+    def draw(self, reservation: str, amount: int) -> None:
+        """Take what was spent from what is set aside for it, as far as that goes."""
+        self._connection.execute(
+            "UPDATE open_reservations SET amount_micros = max(0, amount_micros - ?) WHERE reservation = ?",
+            (amount, reservation),
+        )
 
-    def frozen(self, now: datetime) -> bool:
-        """Tell whether paid work is frozen: some period has reached the freeze threshold."""
-        return any(sums.reached(self._budget.freeze_percent) for sums in self.sums(now))
+    def free_billed(self) -> None:
+        """Free what is held back for bills that are all there now."""
+        self._connection.execute(
+            "DELETE FROM open_reservations WHERE held AND NOT EXISTS (SELECT 1 FROM entries e"
+            " LEFT JOIN bills b ON b.provider = e.provider AND b.rental = e.rental"
+            " WHERE e.reservation = open_reservations.reservation AND e.bill_follows AND b.rental IS NULL)"
+        )
 
-    def _allow(self, amount: int, sums: Sums, now: datetime) -> None:
-        if amount > sums.left:
-            reason = f"the {sums.period}'s budget does not hold it"
-        elif sums.reached(self._budget.freeze_percent):
-            reason = f"paid work is frozen from {self._budget.freeze_percent} % of the {sums.period}'s budget on"
-        elif sums.reached(self._budget.optimise_percent) and amount * 2 > sums.left:
-            reason = (
-                f"from {self._budget.optimise_percent} % of the {sums.period}'s budget on"
-                " no job may reserve more than half of what is left"
+    def freeze_provider(self, provider: str, reason: str, now: datetime) -> None:
+        """Reserve nothing for a provider any more; the first reason stays. The lab's own machines are never frozen."""
+        if provider != LOCAL:
+            self._connection.execute(
+                "INSERT OR IGNORE INTO frozen_providers VALUES (?, ?, ?)", (provider, now.timestamp(), reason)
             )
-        else:
+
+    def unfreeze_provider(self, provider: str, at: datetime) -> None:
+        """Trust a provider again; `at` is when that was signed.
+
+        Raises:
+            LabError: NOT_FOUND, it is not frozen; CONFLICT, it was frozen after that.
+        """
+        row = self._connection.execute("SELECT at FROM frozen_providers WHERE provider = ?", (provider,)).fetchone()
+        if row is None:
+            listed = ", ".join(self.frozen_providers()) or "none"
+            raise LabError(
+                Code.NOT_FOUND, f"{provider} is not frozen.", advice=f"Frozen are: {listed}.", field="provider"
+            )
+        if at.timestamp() <= row["at"]:
+            raise LabError(Code.CONFLICT, f"{provider} was frozen after this was signed.", advice="Sign it again.", field="at")
+        self._connection.execute("DELETE FROM frozen_providers WHERE provider = ?", (provider,))
+
+    # rules
+
+    def _allow(self, amount: int, provider: str, now: datetime) -> None:
+        paid = provider != LOCAL
+        if amount == 0 and not paid:
             return
-        key = self._budget.key(sums.period)
+        frozen = self.frozen_providers().get(provider)
+        if frozen is not None:
+            raise LabError(
+                Code.BUDGET, f"nothing is rented from {provider} any more: {frozen}.",
+                advice=f"When that is explained: meetara budget unfreeze {provider}.", provider=provider,
+            )  # fmt: skip
+        for sums in self.sums(now):
+            reason = self._against(amount, paid, sums)
+            if reason:
+                raise self._refusal(amount, reason, sums)
+
+    def _against(self, amount: int, paid: bool, sums: Sums) -> str:
+        """Return why a period does not take a reservation; empty: it does."""
+        freeze, optimise = self._budget.freeze_percent, self._budget.optimise_percent
+        if amount > sums.left:
+            return f"the {sums.period}'s budget does not hold it"
+        if sums.reached(freeze) or (paid and self.thresholds.frozen(sums)):
+            return f"paid work is frozen from {freeze} % of the {sums.period}'s budget on"
+        if sums.reached(optimise) and amount * 2 > sums.left:
+            return f"from {optimise} % of the {sums.period}'s budget on no job may reserve more than half of what is left"
+        if paid and sums.reached(freeze, amount):  # it would freeze itself, and all that runs with it
+            return f"with it {freeze} % of the {sums.period}'s budget are reached, where paid work is frozen"
+        return ""
+
+    def _refusal(self, amount: int, reason: str, sums: Sums) -> LabError:
         later = amount <= sums.cap
-        renewal = f", or wait until {end(sums.period, now):%Y-%m-%d %H:%M} UTC" if later else ""
-        raise LabError(
-            Code.BUDGET,
-            f"the job needs {dollars(amount)}, but {reason}: {dollars(sums.spent)} spent + {dollars(sums.reserved)} reserved"
-            f" of {dollars(sums.cap)} per {sums.period}, {dollars(max(sums.left, 0))} left.",
-            advice=f"Raise {key} in configs/budget_settings.json, choose a smaller job{renewal}.",
-            retry=Retry.LATER if later else Retry.NEVER,
-            period=sums.period, since=sums.since.isoformat(), needed_micros=amount, spent_micros=sums.spent,
-            reserved_micros=sums.reserved, cap_micros=sums.cap, left_micros=sums.left,
+        renewal = f", or wait until {sums.until:%Y-%m-%d %H:%M} UTC" if later else ""
+        key = self._budget.key(sums.period)
+        return LabError(
+            Code.BUDGET, f"the job needs {dollars(amount)}, but {reason}: {sums}.",
+            advice=f"Raise it (meetara budget set {key} USD), choose a smaller job{renewal}.",
+            retry=Retry.LATER if later else Retry.NEVER, needed_micros=amount, **sums.facts(),
         )  # fmt: skip
 
-    def _crossed(self, now: datetime) -> list[BudgetAlert]:
-        """Note and return thresholds that are reached and were not told in their period."""
-        alerts = []
-        for sums in self.sums(now):
-            if sums.used == 0:
-                continue  # a cap of 0 is reached by nothing at all; that is no news
-            for threshold in self._budget.alert_percents:
-                if sums.reached(threshold) and self._connection.execute(
-                    "INSERT OR IGNORE INTO alerts VALUES (?, ?, ?)", (sums.period, sums.since.timestamp(), threshold)
-                ).rowcount:
-                    alerts.append(_alert(sums, threshold, now))
-        return alerts
+    def _overrun(self, row: sqlite3.Row, amount: int, now: datetime) -> list[BudgetAlert]:
+        """Return an alert if a reservation has paid more than it was, and freeze its provider."""
+        spent, aside = self.entries.paid(row["reservation"]), self.entries.set_aside(row["reservation"])
+        if spent <= aside or amount == 0:
+            return []
+        note = f"job {row['job']} spent {dollars(spent)}, more than the {dollars(aside)} that was reserved"
+        self.freeze_provider(row["provider"], note, now)
+        return [self.remark(note, now)]
 
-    def _end(self, row: sqlite3.Row, kind: str, amount: int, now: datetime) -> bool:
-        """Append a reservation's end; True if it had ended in the same way before."""
-        ended = self._connection.execute(
-            "SELECT * FROM entries WHERE reservation = ? AND kind <> 'reserve'", (row["reservation"],)
-        ).fetchone()
+    def remark(self, note: str, now: datetime, **facts: object) -> BudgetAlert:
+        """Return an alert about something else than a threshold, with the sums of the period that is used up most."""
+        worst = max(self.sums(now), key=lambda sums: sums.percent)
+        return alert(worst, self.thresholds.highest(worst), now, note).model_copy(update=facts)
+
+    # reservations
+
+    def _owned(self, reservation: str, job: str) -> sqlite3.Row:
+        row = self.entries.reserved(reservation)
+        if row is None or row["job"] != job:
+            raise LabError(
+                Code.NOT_FOUND, f"job {job} has no reservation {reservation}.", advice="See `meetara budget` for those there are.",
+                field="reservation",
+            )  # fmt: skip
+        return row
+
+    def _has_ended(self, row: sqlite3.Row, kind: str, amount: int) -> bool:
+        """Tell whether a reservation has ended in this very way.
+
+        Raises:
+            LabError: CONFLICT, it ended otherwise.
+        """
+        ended = self.entries.ended(row["reservation"])
         if ended is None:
-            self._append(now, kind, row["reservation"], row["job"], row["provider"], row["domain"], amount)
-            self._connection.execute("DELETE FROM open_reservations WHERE reservation = ?", (row["reservation"],))
             return False
         if (ended["kind"], ended["amount_micros"]) == (kind, amount):
             return True
@@ -262,46 +299,16 @@ class Ledger:
             advice="A reservation ends once; make a new one for more.", field="reservation",
         )  # fmt: skip
 
-    def _owned(self, reservation: str, job: str) -> sqlite3.Row:
-        row = self._reserved(reservation)
-        if row is None or row["job"] != job:
-            raise LabError(
-                Code.NOT_FOUND, f"job {job} has no reservation {reservation}.", advice="See `meetara budget` for those there are.",
-                field="reservation",
-            )  # fmt: skip
-        return row
+    def _must_be_open(self, row: sqlite3.Row) -> None:
+        self._has_ended(row, "", -1)
 
-    def _reserved(self, reservation: str) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._connection.execute(
-            "SELECT * FROM entries WHERE reservation = ? AND kind = 'reserve'", (reservation,)
-        ).fetchone()
-        return row
-
-    def _append(
-        self, now: datetime, kind: str, reservation: str, job: str, provider: str, domain: str, amount: int
-    ) -> None:
-        self._connection.execute(
-            "INSERT INTO entries (at, kind, reservation, job, provider, domain, amount_micros) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (now.timestamp(), kind, reservation, job, provider, domain, amount),
-        )
-
-    def _spent_by(self, column: str, since: float) -> dict[str, int]:
-        rows = self._connection.execute(
-            f"SELECT {column} AS name, sum(amount_micros) AS spent FROM entries WHERE kind = 'settle' AND at >= ?"
-            f" GROUP BY {column} ORDER BY max(number) DESC LIMIT ?",
-            (since, REPORT_LIMIT),
-        )
-        return {row["name"]: row["spent"] for row in rows}
-
-    def _one(self, sql: str, *arguments: object) -> int:
-        return int(self._connection.execute(sql, arguments).fetchone()[0])
+    def _close(self, reservation: str) -> None:
+        self._connection.execute("UPDATE open_reservations SET held = 1 WHERE reservation = ?", (reservation,))
+        self.free_billed()
 
 
-def _alert(sums: Sums, threshold: int, now: datetime, note: str = "") -> BudgetAlert:
-    return BudgetAlert(
-        period=sums.period, since=sums.since, threshold=threshold, spent_micros=sums.spent, reserved_micros=sums.reserved,
-        cap_micros=sums.cap, at=now, note=note,
-    )  # fmt: skip
+def _of(row: sqlite3.Row) -> dict[str, Any]:
+    return {name: row[name] for name in ("reservation", "job", "provider", "domain")}
 
 
 def _iso(at: float) -> str:

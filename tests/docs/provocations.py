@@ -22,8 +22,8 @@ import torch
 
 import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
-from agents.cost_monitor.ledger import SCHEMA as LEDGER
 from agents.cost_monitor.ledger import Ledger
+from agents.cost_monitor.tables import MIGRATIONS as LEDGER
 from agents.gguf_factory import compare, dataset, machine, place, plan, proof, recovery, talk, targets
 from agents.gguf_factory.adapter import BASE_NAME, BASE_QUANTISATION
 from agents.gguf_factory.checkpoint_store import CheckpointStore
@@ -237,7 +237,7 @@ def conflict(ground: Ground) -> str:
 def too_dear(ground: Ground) -> str:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.row_factory = sqlite3.Row
-    connection.executescript(LEDGER)
+    connection.executescript("".join(LEDGER))
     budget = Budget(
         monthly_usd=50.0, weekly_usd=25.0, daily_usd=5.0, alert_percents=(50, 80), optimise_percent=80, freeze_percent=95
     )

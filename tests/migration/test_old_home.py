@@ -15,6 +15,7 @@ import pytest
 
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.agent import CostMonitorAgent
+from agents.cost_monitor.report import open_reservations
 from agents.gguf_factory import pipeline
 from agents.gguf_factory.agent import FactoryAgent
 from agents.gguf_factory.job import Job
@@ -95,7 +96,8 @@ def test_factory_orchestrator_router_and_ledger_know_what_they_held(home: Path) 
     ledger = woken(CostMonitorAgent, home, "cost_monitor-1")
     assert isinstance(ledger, CostMonitorAgent)
     with ledger.transaction() as tx:
-        assert [item.job for item in ledger._ledger(tx).report(tx.now).open_reservations] == [JOB]
+        assert [item.job for item in open_reservations(tx.connection)] == [JOB]
+        assert [entry.kind for entry in ledger._ledger(tx).entries.page(0).entries] == ["reserve"]
     for agent in (factory, orchestrator, router, ledger):
         agent.store.close()
 

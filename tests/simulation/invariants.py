@@ -30,7 +30,7 @@ OPEN = {
     "outbox": "SELECT id FROM outbox",
     "publications": "SELECT topic FROM publications",
     "inbox": "SELECT id || ' ' || state FROM inbox WHERE state <> 'done'",
-    "timers": "SELECT name || ' ' || key FROM timers",
+    "timers": "SELECT name || ' ' || key FROM timers WHERE name <> 'period'",  # the end of a day in which a threshold was told
 }
 """What every agent's store must not hold when all is quiet."""
 OWN = {

@@ -6,43 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.cost_monitor import period
-from agents.cost_monitor.ledger import SCHEMA, Ledger, dollars
-from configs import Budget
+from agents.cost_monitor.ledger import Ledger
+from agents.cost_monitor.report import report
+from agents.cost_monitor.sums import dollars, shares
 from protocol import Code, LabError, Retry
-
-NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)  # a Wednesday
-CENT = 10_000
-DOLLAR = 1_000_000
-BUDGET = Budget(
-    monthly_usd=50, weekly_usd=25, daily_usd=5, alert_percents=(50, 80, 90, 95), optimise_percent=80, freeze_percent=95
-)
-
-
-def fresh(budget: Budget = BUDGET) -> Ledger:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    connection.executescript(SCHEMA)
-    return Ledger(connection, budget)
+from tests.agents.cost_monitor.ground import BUDGET, CENT, DOLLAR, NOON, day, fresh, reserve
+from tests.agents.cost_monitor.ground import lines as entries
 
 
 @pytest.fixture
 def ledger() -> Ledger:
     return fresh()
-
-
-def reserve(ledger: Ledger, name: str, amount: int, now: datetime = NOON) -> list[tuple[str, int]]:
-    _, alerts = ledger.reserve(name, f"job-{name}", amount, "local", "sleep", now)
-    return [(alert.period, alert.threshold) for alert in alerts]
-
-
-def day(ledger: Ledger, now: datetime = NOON) -> tuple[int, int]:
-    sums = ledger.sums(now)[0]
-    return sums.spent, sums.reserved
-
-
-def entries(ledger: Ledger) -> list[tuple[str, str, int]]:
-    rows = ledger._connection.execute("SELECT kind, reservation, amount_micros FROM entries ORDER BY number")
-    return [tuple(row) for row in rows]
 
 
 def test_periods_are_the_utc_day_the_week_from_monday_and_the_month():
@@ -216,13 +190,13 @@ def test_the_report_adds_up(ledger):
     reserve(ledger, "a", DOLLAR)
     ledger.settle("a", "job-a", CENT, NOON)
     reserve(ledger, "b", 2 * DOLLAR)
-    report = ledger.report(NOON)
-    assert [(p.period, p.spent_micros, p.reserved_micros, p.percent) for p in report.periods] == [
+    found = report(ledger._connection, BUDGET, NOON)
+    assert [(p.period, p.spent_micros, p.reserved_micros, p.percent) for p in found.periods] == [
         ("day", CENT, 2 * DOLLAR, 40.2), ("week", CENT, 2 * DOLLAR, 8.04), ("month", CENT, 2 * DOLLAR, 4.02),
     ]  # fmt: skip
-    assert (report.jobs, report.providers, report.domains) == ({"job-a": CENT}, {"local": CENT}, {"sleep": CENT})
-    assert [(r.reservation, r.job) for r in report.open_reservations] == [("b", "job-b")]
-    assert not report.frozen
+    assert (found.jobs, found.providers, found.domains) == ({"job-a": CENT}, {"local": CENT}, {"sleep": CENT})
+    assert [(r.reservation, r.job) for r in found.open_reservations] == [("b", "job-b")]
+    assert not found.frozen
 
 
 @pytest.mark.parametrize(
@@ -232,30 +206,97 @@ def test_amounts_are_exact(micros, text):
     assert dollars(micros) == text
 
 
-STEP = st.tuples(
-    st.sampled_from(["reserve", "settle", "release"]), st.integers(0, 5), st.integers(0, 6 * DOLLAR), st.integers(0, 40)
-)
+def test_a_reservation_is_settled_in_parts_and_each_part_once(ledger):
+    reserve(ledger, "a", 3 * DOLLAR)
+    for _ in range(2):
+        ledger.settle("a", "job-a", DOLLAR, NOON, part="first", rental="r1")
+        ledger.settle("a", "job-a", DOLLAR // 2, NOON, part="second", rental="r2", provider="vast")
+    assert day(ledger) == (DOLLAR * 3 // 2, DOLLAR * 3 // 2)
+    with pytest.raises(LabError, match=r"the part 'first' of reservation a is of \$1\.00"):
+        ledger.settle("a", "job-a", 2, NOON, part="first")
+    ledger.release("a", "job-a", NOON)
+    assert day(ledger) == (DOLLAR * 3 // 2, 0)
+    assert report(ledger._connection, BUDGET, NOON).providers == {"vast": DOLLAR // 2, "local": DOLLAR}
+    with pytest.raises(LabError, match="was released"):
+        ledger.settle("a", "job-a", 1, NOON, part="late")
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(STEP, max_size=40))
-def test_any_interleaving_stays_within_the_caps_and_ends_every_reservation_at_most_once(steps):
-    ledger, now = fresh(), NOON
-    for kind, number, amount, hours in steps:
-        now += timedelta(hours=hours)
-        name, job = str(number), f"job-{number}"
-        known = {entry[1]: entry[2] for entry in entries(ledger) if entry[0] == "reserve"}
-        before = entries(ledger)
-        try:
-            if kind == "reserve":
-                ledger.reserve(name, job, amount, "local", "sleep", now)
-            elif kind == "settle":
-                ledger.settle(name, job, min(amount, known.get(name, 0)), now)
-            else:
-                ledger.release(name, job, now)
-        except LabError:
-            assert entries(ledger) == before
-        for sums in ledger.sums(now):
-            assert sums.used <= sums.cap
-        ends = [entry[1] for entry in entries(ledger) if entry[0] != "reserve"]
-        assert len(ends) == len(set(ends)) and set(ends) <= {entry[1] for entry in entries(ledger) if entry[0] == "reserve"}
+def test_an_extension_asks_again_and_a_refused_one_changes_nothing(ledger):
+    reserve(ledger, "a", DOLLAR)
+    for _ in range(2):
+        found, _ = ledger.extend("a", "job-a", 2 * DOLLAR, NOON)
+        assert found.amount_micros == 2 * DOLLAR
+    assert ledger.extend("a", "job-a", DOLLAR, NOON)[0].amount_micros == 2 * DOLLAR, "less than it is changes nothing"
+    with pytest.raises(LabError, match=r"needs \$3\.01, but the day's budget does not hold it"):
+        ledger.extend("a", "job-a", 5 * DOLLAR + CENT, NOON)
+    assert entries(ledger) == [("reserve", "a", DOLLAR), ("extend", "a", DOLLAR)]
+    ledger.settle("a", "job-a", 2 * DOLLAR, NOON)
+    with pytest.raises(LabError, match="was settled"):
+        ledger.extend("a", "job-a", 3 * DOLLAR, NOON)
+
+
+def test_no_time_frees_a_reservation(ledger):
+    reserve(ledger, "a", DOLLAR)
+    assert day(ledger, NOON + timedelta(days=400)) == (0, DOLLAR)
+
+
+def test_a_paid_reservation_that_would_freeze_all_paid_work_is_refused_and_local_work_is_not(ledger):
+    with pytest.raises(LabError, match="with it 95 % of the day's budget are reached"):
+        reserve(ledger, "a", 4_750_000, provider="vast")
+    assert reserve(ledger, "b", 4_749_999, provider="vast")[-1] == ("day", 90)
+    ledger.release("b", "job-b", NOON)
+    reserve(ledger, "c", 4_750_000)
+
+
+def test_a_freeze_lasts_until_the_period_ends_or_the_budget_is_another(ledger):
+    reserve(ledger, "a", 4_800_000)
+    ledger.release("a", "job-a", NOON)
+    assert ledger.frozen(NOON)
+    with pytest.raises(LabError, match="paid work is frozen"):
+        reserve(ledger, "b", CENT, provider="vast")
+    reserve(ledger, "c", CENT)
+    raised = Ledger(ledger._connection, BUDGET.model_copy(update={"daily_usd": 6.0}))
+    assert not raised.frozen(NOON)
+    assert not ledger.frozen(NOON + timedelta(days=1))
+    reserve(ledger, "b", CENT, NOON + timedelta(days=1), provider="vast")
+
+
+def test_a_paid_job_that_spends_more_than_it_reserved_freezes_its_provider(ledger):
+    reserve(ledger, "a", DOLLAR, provider="vast")
+    ledger.settle("a", "job-a", DOLLAR + 1, NOON)
+    with pytest.raises(LabError, match="nothing is rented from vast any more: job job-a spent"):
+        reserve(ledger, "b", CENT, provider="vast")
+    reserve(ledger, "b", CENT, provider="runpod")
+    with pytest.raises(LabError, match="runpod is not frozen"):
+        ledger.unfreeze_provider("runpod", NOON)
+    with pytest.raises(LabError, match="frozen after this was signed"):
+        ledger.unfreeze_provider("vast", NOON)
+    ledger.unfreeze_provider("vast", NOON + timedelta(seconds=1))
+    reserve(ledger, "c", CENT, provider="vast")
+
+
+def test_the_forecast_goes_on_as_the_period_did_and_is_null_while_nothing_was_spent(ledger):
+    def forecasts(now):
+        return [item.forecast_micros for item in report(ledger._connection, BUDGET, now).periods]
+
+    reserve(ledger, "a", 2 * DOLLAR)
+    assert forecasts(NOON) == [None, None, None]
+    ledger.settle("a", "job-a", DOLLAR, NOON)
+    assert forecasts(NOON) == [2 * DOLLAR, round(DOLLAR * 7 / 2.5), round(DOLLAR * 31 / 3.5)]
+    midnight = datetime(2026, 3, 5, tzinfo=UTC)
+    reserve(ledger, "b", DOLLAR, midnight)
+    ledger.settle("b", "job-b", DOLLAR, midnight)
+    assert forecasts(midnight)[0] == 24 * DOLLAR, "the first hour counts as passed"
+    assert report(ledger._connection, BUDGET, midnight).days == {"2026-03-04": DOLLAR, "2026-03-05": DOLLAR}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9), st.lists(st.integers(0, 10**9), min_size=1, max_size=6))
+def test_shares_add_up_and_none_is_off_by_a_whole_micro_dollar(amount, weights):
+    found = shares(amount, weights)
+    assert sum(found) == amount
+    whole = sum(weights)
+    if whole:
+        assert all(abs(share * whole - amount * weight) < whole for share, weight in zip(found, weights, strict=True))
+        if amount <= whole:
+            assert all(share <= weight for share, weight in zip(found, weights, strict=True))
