@@ -26,7 +26,7 @@ ROLES = ("router", "conductor", "gguf_factory", "gpu_orchestrator", "cost_monito
 """The roles of agents; each agent has a login of its own, named by its id."""
 
 _PERSON = (
-    "train.submit", "route.text", "job.get", "job.list", "job.events", "job.cancel", "job.approve", "budget.report",
+    "train.submit", "train.quote", "route.text", "job.get", "job.list", "job.events", "job.cancel", "job.approve", "budget.report",
     "budget.entries", "budget.set", "budget.unfreeze", "offer.list",
     "emotion.analyse", "speech.synthesise", "speech.read", "speech.voices",
 )  # fmt: skip
@@ -35,9 +35,9 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     USER: _PERSON,
     OPERATOR: tuple(METHODS),
     "gateway": _PERSON,
-    "router": ("train.route",),
+    "router": ("train.route", "job.quote"),
     "conductor": (
-        "job.plan", "offer.quote", "lease.request", "lease.release",
+        "job.plan", "offer.quote", "offer.requote", "lease.request", "lease.release",
         "budget.reserve", "budget.settle", "budget.release",
     ),
     "gguf_factory": ("job.report", "lease.renew"),

@@ -139,6 +139,7 @@ class Route(Strict):
     empathy: str
     quality_floor: float
     safety_critical: bool
+    gpus: list[str] = Field(default_factory=list, description="what the tier is meant for; empty: this machine")
 
 
 class RoutedRequest(Strict):
@@ -156,6 +157,9 @@ class PlanRequest(Strict):
     job: str
     request: TrainRequest
     route: Route
+    elsewhere: bool = Field(
+        default=False, description="another machine may train it, so what this one has is no reason to refuse"
+    )
 
 
 PRODUCTS = frozenset({"gguf", "adapter"})
@@ -203,6 +207,12 @@ class Plan(Strict):
     )
     disk_bytes: int = Field(description="space needed while working")
     memory_bytes: int = Field(description="predicted peak memory of training")
+    working_bytes: int | None = Field(
+        default=None, description="the part of it that is neither weights nor process: adapter, moments, activations"
+    )
+    trained_tokens: int | None = Field(
+        default=None, description="places that all steps compute, control training included; at least the real tokens"
+    )
     seconds_p50: float
     seconds_p90: float
     warnings: list[str] = Field(default_factory=list)

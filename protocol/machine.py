@@ -102,11 +102,17 @@ class QuoteRequest(Strict):
     deadline_hours: float | None = Field(default=None, description="from now on; what takes longer is not chosen")
     providers: list[str] | None = Field(default=None, description="only these; None: all that are configured")
     untrusted_hosts: bool = Field(default=False, description="whether strangers' machines may get the data")
+    checkpoints: Literal["machine", "store"] | None = Field(
+        default=None, description="where the request wants them; machine: then no spot machine is chosen"
+    )
     economy: bool = Field(default=False, description="money is short: of paid machines only spot, or what costs less")
 
 
 class Offer(Strict):
-    """A machine at a price, with what this job would take there. Money in micro-dollars, time in seconds."""
+    """A machine at a price, with what this job would take there. Money in micro-dollars, time in seconds.
+
+    The times of a paid offer count from the launch, as its bill does; those of a local slot from the start of the work.
+    """
 
     provider: str
     machine: str = Field(description="id of the factory whose slot it is; of a paid provider the listing's id")
@@ -122,6 +128,10 @@ class Offer(Strict):
     region: str = ""
     spot: bool = False
     expires_at: datetime | None = Field(default=None, description="a paid offer holds until then; None: it does not end")
+    disk_bytes: int = Field(default=0, description="disk that the job needs there; 0: not predicted")
+    prior_s: float | None = Field(
+        default=None, description="seconds by arithmetic alone, which finished runs correct; None: the plan's own"
+    )
 
     @property
     def paid(self) -> bool:
@@ -136,6 +146,27 @@ class Quote(Strict):
     others: list[Offer] = Field(default_factory=list, description="what else would fit, cheapest first; at most 20")
     reason: str = Field(default="", description="why this one was chosen")
     calibration: str = Field(default="", description="what the times rest on, and how often such a P90 held so far")
+    plan: Plan | None = Field(default=None, description="what it was made for (train.quote)")
+    finished_by: str | None = Field(
+        default=None, description="a job that made this very model: the request would train nothing and cost nothing"
+    )
+
+
+class Probe(Strict):
+    """What the first steps on a machine really took; replaces what was only computed."""
+
+    steps: int = Field(ge=1, description="optimiser steps that were measured; 20, or all where there are fewer")
+    seconds: float = Field(gt=0, description="what these steps took")
+    elapsed_s: float = Field(ge=0, description="from the start of the job on this machine to the end of the probe")
+
+
+class RequoteRequest(Strict):
+    """A probe has run: what does the offer take now?"""
+
+    job: str
+    offer: Offer
+    plan: Plan
+    probe: Probe
 
 
 class LeaseRequest(Strict):
@@ -175,6 +206,7 @@ class LeaseRelease(Strict):
     job: str
     lease: str | None = None
     over: bool = Field(default=False, description="the job has ended: a rented machine's cost is settled then")
+    done: bool = Field(default=False, description="the job is done: what it took corrects later quotes")
 
 
 class LeaseLost(Strict):

@@ -65,6 +65,7 @@ MEANINGS = {
     "Entry.kind": "what it is: reserve and extend set aside, part and settle spend, release frees, correct follows a bill",
     "BudgetMode.mode": "how paid work goes on", "BudgetReport.mode": "how paid work goes on", "Freeze.note": "what else there is",
     "began_at": "when the freeze began", "stopped": "all that was rented then", "cost_micros": "what it cost",
+    "offer": "the machine and its price", "probe": "what was measured", "Quote.plan": "the factory's prediction",
     "Submitted.message": "what else there is to say", "Report.retry": "whether another attempt may help",
 }  # fmt: skip
 """Meanings by field, or by model and field where a name means something else there."""

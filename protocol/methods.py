@@ -38,8 +38,10 @@ class Method:
 
 TABLE: tuple[Method, ...] = (
     Method("train.submit", "router", job.TrainRequest, job.Submitted),
+    Method("train.quote", "router", job.TrainRequest, machine.Quote, repeatable=True),
     Method("route.text", "router", voice.TextQuery, voice.TextRoute, repeatable=True),
     Method("train.route", "conductor", job.RoutedRequest, job.Submitted, None),
+    Method("job.quote", "conductor", job.RoutedRequest, machine.Quote, None, repeatable=True),
     Method("job.get", "conductor", job.JobQuery, job.JobSnapshot, repeatable=True),
     Method("job.list", "conductor", job.JobListQuery, job.JobList, repeatable=True),
     Method("job.events", "conductor", job.EventsQuery, job.JobEvents, repeatable=True),
@@ -53,6 +55,7 @@ TABLE: tuple[Method, ...] = (
     Method("job.run", "gguf_factory", job.RunRequest, job.Empty, None),
     Method("job.stop", "gguf_factory", job.StopRequest, job.Empty, None),
     Method("offer.quote", "gpu_orchestrator", machine.QuoteRequest, machine.Quote, None),
+    Method("offer.requote", "gpu_orchestrator", machine.RequoteRequest, machine.Offer, None, repeatable=True),
     Method("offer.list", "gpu_orchestrator", machine.ListingQuery, machine.ListingPage, repeatable=True),
     Method("lease.request", "gpu_orchestrator", machine.LeaseRequest, machine.LeaseGrant, None),
     Method("lease.renew", "gpu_orchestrator", machine.LeaseRenewal, machine.LeaseGrant),

@@ -215,7 +215,7 @@ def quote(decision: Decision) -> None:
         QuoteRequest(
             job=record.job, tier=record.route.tier, plan=record.plan, budget_usd=record.request.budget_usd,
             deadline_hours=record.request.deadline_hours, providers=record.request.providers,
-            untrusted_hosts=record.request.untrusted_hosts,
+            untrusted_hosts=record.request.untrusted_hosts, checkpoints=record.request.checkpoints,
         ),
     )  # fmt: skip
 
@@ -411,7 +411,7 @@ def finish(
         else:
             decision.call("budget.release", ReleaseRequest(reservation=record.reservation, job=record.job))
     if lease is not None:
-        back = LeaseRelease(job=record.job, lease=lease.lease, over=True)
+        back = LeaseRelease(job=record.job, lease=lease.lease, over=True, done=state == "done")
         decision.call("lease.release", back, f":{lease.lease}")
     elif waiting or (rents and record.reservation is not None):
         decision.call("lease.release", LeaseRelease(job=record.job, over=True), f":queue:{record.attempt}")

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, cast
 
 from pydantic import ValidationError
 
-from agents.gpu_orchestrator import offers, queue
+from agents.gpu_orchestrator import queue
 from agents.gpu_orchestrator.fleet import Fleet
-from agents.gpu_orchestrator.offers import Machine
+from agents.gpu_orchestrator.machine import Machine
+from agents.gpu_orchestrator.market import history
+from agents.gpu_orchestrator.market.desk import Desk, nobody_online
 from agents.gpu_orchestrator.providers.provider import Instance, Provider, ProviderError
 from agents.gpu_orchestrator.queue import Waiting
 from agents.gpu_orchestrator.rentals.keeper import TICK, Admission, Keeper
@@ -38,10 +40,13 @@ from protocol.machine import (
     LeaseRenewal,
     LeaseRequest,
     ListingPage,
+    ListingQuery,
+    Offer,
     Presence,
     ProviderStatus,
     Quote,
     QuoteRequest,
+    RequoteRequest,
 )  # fmt: skip
 from protocol.money import BudgetMode, Reservation, StoppedRental
 
@@ -50,7 +55,8 @@ LATE = timedelta(seconds=5)
 """A lease found so long past its end was not watched: this agent was stopped, or its file locked. Its loop is late by
 milliseconds otherwise."""
 QUOTE_WAIT = timedelta(seconds=10)
-"""How long a quote waits for the first factory: one that is being restarted is back in about 5 s."""
+"""How long a quote waits for the first factory, and for the first word of each provider: a factory that is being restarted
+is back in about 5 s."""
 
 QUEUE = """
 CREATE TABLE waiting (               -- lease.request calls that are not answered
@@ -77,12 +83,12 @@ CREATE TABLE self (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 @dataclass(frozen=True)
 class Clouds:
-    """What rents machines. `tick`: seconds between two looks at them."""
+    """What rents machines. `tick`: seconds between two looks at them; `market` None: the agent's own, by the providers' lists."""
 
     providers: Mapping[str, Provider]
-    market: Market
     admission: Admission
     image: str
+    market: Market | None = None
     limits: Limits = field(default_factory=Limits)
     tick: float = TICK
 
@@ -91,13 +97,15 @@ class GpuOrchestratorAgent(BaseAgent):
     """Quotes jobs on the machines that are online, and leases their slots: highest priority first, then the oldest."""
 
     role: ClassVar[str] = "gpu_orchestrator"
-    migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE, RENTALS + ASKED)
+    migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE, RENTALS + ASKED, history.SCHEMA)
 
     def __init__(self, wiring: Wiring, configs: Configs | None = None, clouds: Clouds | None = None) -> None:
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
+        self._desk = Desk(self._configs, list(clouds.providers.values()) if clouds else ())
         super().__init__(wiring)
         self._frozen: datetime | None = None
         self._reported: list[StoppedRental] = []
+        self._desk.history = history.read(self.store.connection)
         self._keeper: Keeper | None = None
         self._office: Office | None = None
         if clouds is not None:
@@ -108,6 +116,7 @@ class GpuOrchestratorAgent(BaseAgent):
         self.message_handlers.update(
             {
                 "offer.quote": self._quote,
+                "offer.requote": self._requote,
                 "offer.list": self._list,
                 "lease.request": self._request,
                 "lease.renew": self._renew,
@@ -135,6 +144,7 @@ class GpuOrchestratorAgent(BaseAgent):
                 self.spawn(self._keeper.keep(name))
             self.spawn(self._keeper.keep_logins())
             self.spawn(self._tend())
+            self.spawn(self._desk.keep_fresh(self._listed))
 
     def broker_forgot(self) -> None:
         """Tell the provider's status again, and who may come in."""
@@ -180,37 +190,57 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _quote(self, message: MCPMessage, tx: Transaction) -> Quote | Deferred:
         request = cast(QuoteRequest, self.params(message))
-        if self._own(()):
+        self._desk.requirements(request)  # what is wrong with it is told at once
+        if self._desk.ready(request, self._own(())):
             return self._quoted(request, tx)
         tx.connection.execute("INSERT OR REPLACE INTO quotes VALUES (?, ?)", (message.id, request.model_dump_json()))
         tx.timer("quote", message.id, tx.now + QUOTE_WAIT)
         return DEFERRED
 
     def _quoted(self, request: QuoteRequest, tx: Transaction) -> Quote:
-        tier = self._configs.tiers.get(request.tier)
-        machines = self._own(self._leases(tx).live())
-        cap = tier.cap_usd if tier else None
-        quote = offers.quote(request.job, request.plan, machines, self._configs.providers.local, request.budget_usd, cap)
-        self.log.info("quoted", job=request.job, machine=quote.choice.machine)
+        quote = self._desk.quote(request, self._own(self._leases(tx).live()), tx.now)
+        self.log.info("quoted", job=request.job, provider=quote.choice.provider, machine=quote.choice.machine)
         if quote.choice.paid:
             tx.connection.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (request.job, request.model_dump_json()))
         return quote
 
     def _answer_quotes(self, tx: Transaction) -> None:
         for row in tx.connection.execute("SELECT * FROM quotes").fetchall():
-            try:
-                tx.reply(row["message"], self._quoted(QuoteRequest.model_validate_json(row["request"]), tx))
-            except LabError as error:
-                tx.reply(row["message"], error)
-            tx.connection.execute("DELETE FROM quotes WHERE message = ?", (row["message"],))
-            tx.cancel_timer("quote", row["message"])
+            request = QuoteRequest.model_validate_json(row["request"])
+            if self._desk.ready(request, self._own(())):
+                self._answer_quote(row["message"], request, tx)
+                tx.cancel_timer("quote", row["message"])
+
+    def _answer_quote(self, message: str, request: QuoteRequest, tx: Transaction) -> None:
+        try:
+            tx.reply(message, self._quoted(request, tx))
+        except LabError as error:
+            tx.reply(message, error)
+        tx.connection.execute("DELETE FROM quotes WHERE message = ?", (message,))
 
     def _quote_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
+        row = tx.connection.execute("SELECT request FROM quotes WHERE message = ?", (key,)).fetchone()
+        if self._office is not None or self._own(()):
+            self._answer_quote(key, QuoteRequest.model_validate_json(row["request"]), tx)
+            return
         tx.connection.execute("DELETE FROM quotes WHERE message = ?", (key,))
-        tx.reply(key, offers.nobody_online(QUOTE_WAIT.total_seconds()))
+        tx.reply(key, nobody_online(QUOTE_WAIT.total_seconds()))
+
+    def _requote(self, message: MCPMessage, tx: Transaction) -> Offer:
+        return self._desk.requote(cast(RequoteRequest, self.params(message)))
 
     def _list(self, message: MCPMessage, tx: Transaction) -> ListingPage:
-        return ListingPage(listings=[])
+        return self._desk.page(cast(ListingQuery, self.params(message)), self._own(()), tx.now)
+
+    def _listed(self) -> None:
+        """A provider has told what it sells, or failed to."""
+        with self.transaction() as tx:
+            self._hand_out(tx)
+
+    def _worked(self, job: str, done: bool, tx: Transaction) -> None:
+        history.end(tx.connection, job, tx.now, done=done)
+        if done:
+            self._desk.history = history.read(tx.connection)
 
     # leases
 
@@ -246,6 +276,7 @@ class GpuOrchestratorAgent(BaseAgent):
             Rentals(tx.connection).end_account(request.job)
             if self._office is not None:
                 self._office.settle(tx)
+        self._worked(request.job, request.done, tx)
         self._look(tx)
         self._hand_out(tx)
         return Empty()
@@ -262,6 +293,7 @@ class GpuOrchestratorAgent(BaseAgent):
         for lease in leases.take_expired(tx.now):
             self.log.warning("lease lost", job=lease.job, machine=lease.machine, fence=lease.fence)
             tx.cancel_timer("lease", lease.job)
+            self._worked(lease.job, False, tx)
             lost = LeaseLost(job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine)
             tx.call("lease.lost", lost, key=lease.job, id=f"{lease.lease}:lost")
         rest = leases.of(key)
@@ -282,6 +314,7 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         self._leases(tx).shift(seconds)
+        history.shift(tx.connection, seconds)
 
     def _extend(self, tx: Transaction) -> None:
         for lease in self._leases(tx).grace(tx.now):
@@ -292,8 +325,7 @@ class GpuOrchestratorAgent(BaseAgent):
     def _hand_out(self, tx: Transaction) -> None:
         """Answer who can be answered now: waiting quotes, holders who asked again, jobs for which a slot is free."""
         leases = self._leases(tx)
-        if self._fleet.machines(()):
-            self._answer_quotes(tx)
+        self._answer_quotes(tx)
         requests = {row["message"]: LeaseRequest.model_validate_json(row["request"]) for row in self._waiting(tx)}
         for message, request in list(requests.items()):
             held = leases.of(request.job)
@@ -305,6 +337,8 @@ class GpuOrchestratorAgent(BaseAgent):
         for waiting, machine in queue.assign(map(_waiting, own), self._own(leases.live())):
             price = self._configs.providers.local.price_micros_per_hour
             self._grant(jobs[waiting.job], machine, price, requests, tx)
+            if (offer := jobs[waiting.job].offer) is not None:
+                history.begin(tx.connection, waiting.job, offer, tx.now)
         self._hand_out_rented([job for job in jobs.values() if job.offer is not None and job.offer.paid], requests, tx)
         self._tell(tx)
 
@@ -333,7 +367,7 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _rent_with(self, clouds: Clouds) -> None:
         prefix = self._prefix()
-        self._office = Office(clouds.market, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits)
+        self._office = Office(clouds.market or self._desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits)
         self._keeper = Keeper(
             clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
         )
@@ -363,7 +397,10 @@ class GpuOrchestratorAgent(BaseAgent):
             for waiting, machine in queue.assign(map(_waiting, fitting), machines):
                 job = left.pop(waiting.job)
                 account = store.account(job.job)
-                assert account is not None
+                assert account is not None and job.offer is not None
+                payer = store.payer(rental.id)
+                if payer is not None and payer.job == job.job and job.offer.gpu == rental.listing.gpu:
+                    history.begin(tx.connection, job.job, job.offer, rental.created_at)  # not of a machine that is warm
                 store.pays(rental, account, tx.now)
                 self._grant(job, machine, rental.price_micros_per_hour, requests, tx)
                 self._let_in([rental], tx)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 
-from agents.gpu_orchestrator.offers import Machine
+from agents.gpu_orchestrator.machine import Machine
 from bus.lease import Lease
 from protocol.machine import Card, Presence, ProviderStatus
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from agents.gpu_orchestrator.offers import Machine
+from agents.gpu_orchestrator.machine import Machine
 
 
 @dataclass(frozen=True)

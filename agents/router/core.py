@@ -29,7 +29,7 @@ def route(request: TrainRequest, configs: Configs, understand: Understand) -> Ro
     return Route(
         domain=domain.name, category=domain.category, tier=tier.name, base=resolve_base(request.base or tier.base),
         voice=domain.voice, empathy=domain.empathy, quality_floor=domain.quality_floor,
-        safety_critical=domain.safety_critical,
+        safety_critical=domain.safety_critical, gpus=list(tier.gpu),
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ LOGINS = (None, PERSON, OPERATOR, *AGENTS, WORKER)
 """None is a user without a login; the worker is admitted for the job `j`."""
 
 ASKED_BY_PERSONS = [
-    "call/router/train.submit", "call/router/route.text", "call/conductor/job.get", "call/conductor/job.list",
+    "call/router/train.submit", "call/router/train.quote", "call/router/route.text", "call/conductor/job.get", "call/conductor/job.list",
     "call/conductor/job.events", "call/conductor/job.cancel", "call/conductor/job.approve", "call/cost_monitor/budget.report",
     "call/cost_monitor/budget.entries", "call/cost_monitor/budget.set", "call/cost_monitor/budget.unfreeze",
     "call/gpu_orchestrator/offer.list", "call/emotion/emotion.analyse", "call/tts/speech.synthesise", "call/tts/speech.read", "call/tts/speech.voices",
@@ -51,10 +51,10 @@ SAYS: dict[str, list[str]] = {
     "user": ASKED_BY_PERSONS,
     "operator": ["call/+/+", "direct/+/+/+"],
     "gateway": ASKED_BY_PERSONS,
-    "router": ["call/conductor/train.route", "job/+/state", *TO_PERSONS, "reply/<gateway-1>"],
+    "router": ["call/conductor/train.route", "call/conductor/job.quote", "job/+/state", *TO_PERSONS, "reply/<gateway-1>"],
     "conductor": [
         "call/gguf_factory/job.plan", "direct/gguf_factory/+/job.run", "direct/gguf_factory/+/job.stop",
-        "call/gpu_orchestrator/offer.quote", "call/gpu_orchestrator/lease.request",
+        "call/gpu_orchestrator/offer.quote", "call/gpu_orchestrator/offer.requote", "call/gpu_orchestrator/lease.request",
         "call/gpu_orchestrator/lease.release", "call/cost_monitor/budget.reserve", "call/cost_monitor/budget.settle",
         "call/cost_monitor/budget.release", "job/+/event", "job/+/state", *TO_PERSONS, "reply/<gateway-1>",
         "reply/<router-1>", "reply/<gguf_factory-1>", "reply/<gguf_factory-2>", "reply/<gpu_orchestrator-1>",

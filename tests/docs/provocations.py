@@ -35,7 +35,7 @@ from agents.gguf_factory.loop import Loop
 from agents.gguf_factory.loop import Settings as TrainingSettings
 from agents.gguf_factory.rows import Schedule
 from agents.gguf_factory.work import make_plan
-from agents.gpu_orchestrator import offers
+from agents.gpu_orchestrator.market import desk
 from agents.router import core
 from bus import BrokerAddress, Client, Wiring
 from bus import certs as bus_certs
@@ -464,7 +464,7 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The lab is still starting": no_users,
     "The login is refused": wrong_login,
     "An agent does not answer": lambda ground: error_of(lambda: silent(ground)),
-    "No factory is online": lambda ground: str(offers.nobody_online(10.0)),
+    "No factory is online": lambda ground: str(desk.nobody_online(10.0)),
     "Two agents have one name": lambda ground: str(taken_over("127.0.0.1:1883", "lab-router-1")),
     "The port speaks no TLS": speaks_no_tls,
     "The authority cannot be read": wrong_ca,

@@ -1,6 +1,6 @@
 from datetime import UTC, datetime, timedelta
 
-from agents.gpu_orchestrator.offers import Machine
+from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.queue import Waiting, assign
 from protocol.machine import Device
 
