@@ -215,6 +215,9 @@ class Plan(Strict):
     )
     seconds_p50: float
     seconds_p90: float
+    not_here: str | None = Field(
+        default=None, description="why the machine of the factory that planned it could not train it; another one may"
+    )
     warnings: list[str] = Field(default_factory=list)
     key: str | None = Field(
         default=None, description="sha256 of everything that the model will be made from; none where it must not be shared"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
+from agents.conductor import quoting
 from agents.conductor.decide import (
     CancelAsked,
     Decision,
@@ -79,6 +80,7 @@ class ConductorAgent(BaseAgent):
         super().__init__(wiring)
         self.message_handlers |= {
             "train.route": self.route,
+            "job.quote": self.quote,
             "job.get": self.get,
             "job.list": self.page,
             "job.events": self.events,
@@ -88,8 +90,9 @@ class ConductorAgent(BaseAgent):
             "lease.recall": self.lease_told,
             "lease.delay": self.lease_told,
         }
-        for method in ("offer.quote", "budget.reserve", "lease.request"):
+        for method in ("budget.reserve", "lease.request"):
             self.reply_handlers[method] = self.answered
+        self.reply_handlers["offer.quote"] = self.quoted
         self.reply_handlers["job.plan"] = self.planned
         self.reply_handlers["job.run"] = self.run_answered
         self.reply_handlers["job.stop"] = self.stop_answered
@@ -121,6 +124,11 @@ class ConductorAgent(BaseAgent):
         first = Fact(type="submitted", data={"request": routed.request.model_dump(mode="json")})
         self.publish_fact(record, first, tx)
         self.happen(record.job, Routed(), tx)
+        return DEFERRED
+
+    def quote(self, message: MCPMessage, tx: Transaction) -> Deferred:
+        """Tell what a request would take and cost; nothing is kept of it."""
+        quoting.ask(message, self.params(message), tx)
         return DEFERRED
 
     def get(self, message: MCPMessage, tx: Transaction) -> JobSnapshot:
@@ -188,6 +196,8 @@ class ConductorAgent(BaseAgent):
 
     def planned(self, answer: Answer, tx: Transaction) -> None:
         """Go on with the plan, or wait where another job makes the same model already."""
+        if quoting.answered(answer, tx):
+            return
         plan = answer.result
         if isinstance(plan, Plan) and plan.key is not None and plan.finished is None and not self.known(answer.key, tx).final:
             row = tx.connection.execute("SELECT job FROM making WHERE key = ?", (plan.key,)).fetchone()
@@ -197,6 +207,10 @@ class ConductorAgent(BaseAgent):
                 return
             tx.connection.execute("INSERT INTO making VALUES (?, ?)", (plan.key, answer.key))
         self.answered(answer, tx)
+
+    def quoted(self, answer: Answer, tx: Transaction) -> None:
+        if not quoting.answered(answer, tx):
+            self.answered(answer, tx)
 
     def answered(self, answer: Answer, tx: Transaction) -> None:
         happening: Any = Refused(answer.error) if answer.error else answer.result

@@ -14,7 +14,18 @@ from pydantic import BaseModel
 
 from agents.conductor.record import Fact, JobRecord, evolve
 from protocol.errors import Code, LabError
-from protocol.job import Finished, Plan, PlanRequest, Report, RunRequest, State, StopRequest, Submitted
+from protocol.job import (
+    Finished,
+    Plan,
+    PlanRequest,
+    Report,
+    Route,
+    RunRequest,
+    State,
+    StopRequest,
+    Submitted,
+    TrainRequest,
+)
 from protocol.machine import (
     LeaseDelay,
     LeaseGrant,
@@ -125,7 +136,7 @@ def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
     match happening:
         case Routed():
             decision.fact("routed", domain=record.route.domain, tier=record.route.tier, base=record.route.base)
-            decision.call("job.plan", PlanRequest(job=record.job, request=record.request, route=record.route))
+            decision.call("job.plan", plan_request(record.job, record.request, record.route))
         case Plan(finished=None):
             planned(decision, happening)
             quote(decision)
@@ -210,13 +221,21 @@ def quote(decision: Decision) -> None:
     """Ask what the planned job takes and costs."""
     record = decision.record
     assert record.plan is not None
-    decision.call(
-        "offer.quote",
-        QuoteRequest(
-            job=record.job, tier=record.route.tier, plan=record.plan, budget_usd=record.request.budget_usd,
-            deadline_hours=record.request.deadline_hours, providers=record.request.providers,
-            untrusted_hosts=record.request.untrusted_hosts, checkpoints=record.request.checkpoints,
-        ),
+    decision.call("offer.quote", quote_request(record.job, record.request, record.route, record.plan))
+
+
+def plan_request(job: str, request: TrainRequest, route: Route) -> PlanRequest:
+    """Return the question whether a request can work; another machine may train it where its tier or its providers say so."""
+    named = request.providers
+    rented = bool(route.gpus) if named is None else any(name.lower() != "local" for name in named)
+    return PlanRequest(job=job, request=request, route=route, elsewhere=rented)
+
+
+def quote_request(job: str, request: TrainRequest, route: Route, plan: Plan) -> QuoteRequest:
+    """Return the question what a planned request takes and costs."""
+    return QuoteRequest(
+        job=job, tier=route.tier, plan=plan, budget_usd=request.budget_usd, deadline_hours=request.deadline_hours,
+        providers=request.providers, untrusted_hosts=request.untrusted_hosts, checkpoints=request.checkpoints,
     )  # fmt: skip
 
 

@@ -101,11 +101,17 @@ def plan(
         base_parameters=weights, file_bytes=choice.bytes if choice else model_bytes,
         base_file_bytes=model_bytes if choice else None,
         disk_bytes=disk_bytes(weights, model_bytes, choice.bytes if choice else None, base, chosen),
-        memory_bytes=training_memory(base, chosen), seconds_p50=p50, seconds_p90=p90,
+        memory_bytes=training_memory(base, chosen), working_bytes=working_memory(base, chosen),
+        trained_tokens=computed_tokens(steps, chosen), seconds_p50=p50, seconds_p90=p90,
         warnings=[*notes, *(choice.notes if choice else []), *_padding(base, tokenizer), *_warnings(source, train, held_out)],
     )  # fmt: skip
-    check_machine(result, home)
-    storage.check(result, home, limits or configs.load().storage, request.job)
+    try:
+        check_machine(result, home)
+        storage.check(result, home, limits or configs.load().storage, request.job)
+    except LabError as error:
+        if not request.elsewhere or error.code not in (Code.NO_SPACE, Code.NO_CAPACITY):
+            raise
+        return result.model_copy(update={"not_here": str(error)})
     return result
 
 
@@ -221,8 +227,12 @@ def uncalibrated_seconds(weights: int, steps: int, chosen: Parameters, flops: fl
 
     It knows nothing of attention, of other work on the machine, or of a GPU; finished jobs correct it.
     """
-    tokens = steps * chosen.batch_size * chosen.sequence_length * (1 + chosen.control_share)
-    return FIXED_S + FLOPS_PER_TOKEN * weights * tokens / (flops * EFFICIENCY)
+    return FIXED_S + FLOPS_PER_TOKEN * weights * computed_tokens(steps, chosen) / (flops * EFFICIENCY)
+
+
+def computed_tokens(steps: int, chosen: Parameters) -> int:
+    """Return the places that all steps compute, those of the control training too; packed rows are nearly full."""
+    return math.ceil(steps * chosen.batch_size * chosen.sequence_length * (1 + chosen.control_share))
 
 
 def _quantiles(predicted: float, found: tuple[float, float] | None) -> tuple[float, float]:
@@ -256,7 +266,12 @@ def disk_bytes(weights: int, model_bytes: int | None, adapter_bytes: int | None,
 
 
 def training_memory(base: Base, chosen: Parameters) -> int:
-    """Predict the peak of training in bytes: 32-bit base, adapter with moments, activations of one row, the process.
+    """Predict the peak of training in bytes: 32-bit base, what training works with, the process."""
+    return PROCESS_BYTES + 4 * base.parameters + working_memory(base, chosen)
+
+
+def working_memory(base: Base, chosen: Parameters) -> int:
+    """Predict the bytes beside base and process: adapter with moments, activations of one row in 32 bits.
 
     One row, because a step that does not fit is run in smaller parts. Per token and layer, about 16 vectors of the
     model's width and 5 of the feed-forward's are kept for the backward pass, and three of the vocabulary's for the loss.
@@ -264,7 +279,7 @@ def training_memory(base: Base, chosen: Parameters) -> int:
     config = base.config
     kept: int = config["num_hidden_layers"] * (16 * config["hidden_size"] + 5 * config["intermediate_size"])
     activations: int = 4 * chosen.sequence_length * (kept + 3 * config["vocab_size"])
-    return PROCESS_BYTES + 4 * base.parameters + 16 * adapter_weights(base, chosen) + activations
+    return 16 * adapter_weights(base, chosen) + activations
 
 
 def check_machine(wanted: Plan, home: Path) -> None:

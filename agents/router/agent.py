@@ -18,7 +18,7 @@ MODEL = PROJECT / "models" / "router"
 
 
 class RouterAgent(BaseAgent):
-    """Serves `train.submit`, answered when the conductor has reserved or refused the job, and `route.text`.
+    """Serves `train.submit`, answered when the conductor has reserved or refused the job, `train.quote` and `route.text`.
 
     The model that understands free words is read when the first text comes: a lab whose requests name their domain needs
     neither it nor numpy in memory.
@@ -32,8 +32,10 @@ class RouterAgent(BaseAgent):
         self._reader: words.Reader | None = None
         super().__init__(wiring)
         self.message_handlers["train.submit"] = self._submit
+        self.message_handlers["train.quote"] = self._quote
         self.message_handlers["route.text"] = self._read
         self.reply_handlers["train.route"] = self._answered
+        self.reply_handlers["job.quote"] = self._answered
 
     def _submit(self, message: MCPMessage, tx: Transaction) -> Deferred:
         request = cast(TrainRequest, self.params(message))
@@ -42,6 +44,12 @@ class RouterAgent(BaseAgent):
             "train.route", routed, key=message.id, id=f"{routed.job}:route", priority=max(message.priority, request.priority)
         )
         self.log.info("routed", job=routed.job, domain=routed.route.domain, tier=routed.route.tier)
+        return DEFERRED
+
+    def _quote(self, message: MCPMessage, tx: Transaction) -> Deferred:
+        request = cast(TrainRequest, self.params(message))
+        routed = core.routed(message, request, self._configs, self._understand)
+        tx.call("job.quote", routed, key=message.id, priority=message.priority, deadline=message.deadline)
         return DEFERRED
 
     def _read(self, message: MCPMessage, tx: Transaction) -> TextRoute:
@@ -81,8 +89,8 @@ class RouterAgent(BaseAgent):
         Returns:
             Whether the person can read the reason at `job/{id}/state`; if not, the message belongs on `dead/router`.
         """
-        if error.code is Code.CONFLICT:
-            return False  # the id belongs to another request, whose state must stay
+        if message.type == "train.quote" or error.code is Code.CONFLICT:
+            return False  # a quote is no job; or the id belongs to another request, whose state must stay
         if message.generated_id or not valid_job_id(message.id):
             return False
         tx.publish("job_state", _refused_snapshot(message, error, tx), job=message.id)

@@ -153,6 +153,8 @@ def _own_machines(wanted: Requirements, supply: Supply, search: _Search) -> None
             reason = "the request names other providers"
         elif machine.slots < 1:
             reason = "it has no slots"
+        elif wanted.plan.not_here is not None:
+            reason = wanted.plan.not_here
         elif machine.device is None:
             reason = "its card does not say what memory it has"
         elif machine.device.memory_bytes < wanted.plan.memory_bytes:

@@ -137,6 +137,15 @@ def test_a_machine_too_small_is_refused(base: Path, tmp_path: Path, monkeypatch:
     assert refused(request(base), tmp_path).code == Code.NO_CAPACITY
 
 
+def test_what_another_machine_may_train_is_planned_with_the_reason_why_not_here(base, tmp_path, monkeypatch) -> None:
+    wanted = request(base).model_copy(update={"elsewhere": True})
+    found = plan.plan(wanted, tmp_path)
+    assert found.not_here is None and found.trained_tokens >= found.tokens * 3
+    assert found.working_bytes == found.memory_bytes - plan.PROCESS_BYTES - 4 * found.base_parameters > 0
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 1_000_000)
+    assert "this machine has 1 MB" in plan.plan(wanted, tmp_path).not_here
+
+
 def test_finished_jobs_calibrate_the_time(base: Path, tmp_path: Path) -> None:
     before = plan.plan(request(base), tmp_path)
     for seconds in (20.0, 30.0, 40.0):

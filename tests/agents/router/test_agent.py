@@ -54,6 +54,15 @@ async def test_an_unknown_domain_without_response_topic_becomes_a_refused_state(
     assert rows(router, "publications")[0]["retain"] == 1
 
 
+async def test_a_quote_goes_on_to_the_conductor_and_its_refusal_is_no_job(router):
+    await router.handle_message(submit().model_copy(update={"type": "train.quote"}))
+    (call,) = rows(router, "outbox")
+    routed = json.loads(call["message"])["data"]
+    assert (call["method"], routed["job"], routed["route"]["gpus"]) == ("job.quote", "j1", [])
+    await router.handle_message(submit("j2", domain="slep").model_copy(update={"type": "train.quote"}))
+    assert [topic for topic in published(router) if "/job/" in topic] == []
+
+
 async def test_a_clear_text_goes_on_with_its_domain_and_the_request_as_it_came(router):
     text = "a model that helps people fall asleep and stay asleep at night"
     await router.handle_message(submit(domain=None, text=text))

@@ -89,6 +89,13 @@ def test_a_machine_that_does_not_say_what_it_has_is_not_chosen():
         own(None, None, 3.6, machine(slots=0, free=0))
 
 
+def test_what_the_planning_factory_cannot_hold_goes_to_a_rented_machine_or_nowhere():
+    wanted = replace(LIGHTNING, plan=plan(not_here="Training needs about 20,000 MB of memory."))
+    with pytest.raises(LabError, match="m1: Training needs about 20,000 MB"):
+        choose(wanted, machines=(machine(),))
+    assert choose(wanted, listing(), machines=(machine(),), price=0).choice.machine == "a"
+
+
 # rented ones
 
 
