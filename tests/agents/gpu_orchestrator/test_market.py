@@ -32,6 +32,13 @@ class Seller:
         return self.says
 
 
+class Gate:
+    """Lets nobody in: nothing is rented here."""
+
+    def token(self, rental: Any) -> str:
+        return ""
+
+
 class Stall(Rig):
     """An orchestrator that can rent."""
 
@@ -43,7 +50,7 @@ class Stall(Rig):
 
     def _made(self) -> GpuOrchestratorAgent:
         wiring = Wiring("gpu_orchestrator-1", self.home, BrokerAddress("127.0.0.1", 1), now=lambda: self.time)
-        clouds = Clouds({self.seller.name: self.seller}, admission=None, image="")  # type: ignore[dict-item,arg-type]
+        clouds = Clouds({self.seller.name: self.seller}, admission=Gate(), image="")  # type: ignore[dict-item,arg-type]
         agent = GpuOrchestratorAgent(wiring, configs.load(Settings.read(**self.settings)), clouds)
         agent._session = object()  # type: ignore[assignment]  # as while connected
         return agent
