@@ -80,6 +80,7 @@ class Instance:
     due_at: datetime | None = None
     running_at: datetime | None = None
     ended_at: datetime | None = None
+    hidden: bool = False
     meter: Meter = field(default_factory=Meter)
     process: Process | None = field(default=None, repr=False)
 
@@ -137,6 +138,8 @@ class Cloud(ABC):
         self.quota: int | None = None
         """Instances that the account may have; None: any number."""
         self._said: Response | None = None
+        self._waiting: set[str] = set()
+        self._ignores = False
         self._numbers = itertools.count(1)
         self._last_request: datetime | None = None
         self._lock = threading.RLock()
@@ -222,6 +225,10 @@ class Cloud(ABC):
             self._end(instance, hard=True)
             instance.stock.free += 1
 
+    def hide(self, id: str) -> None:
+        """Let the vendor say that an instance does not exist, while it runs and is charged: only the bill tells."""
+        self.instances[id].hidden = True
+
     def outbid(self, stock: str, least_bid_micros: int) -> list[str]:
         """Let the market rise: whoever bids less is taken away. Return their ids."""
         with self._lock:
@@ -244,6 +251,15 @@ class Cloud(ABC):
     def living(self) -> list[Instance]:
         """Return the instances that are not gone."""
         return [instance for instance in self.instances.values() if instance.state != "gone"]
+
+    def shown(self) -> list[Instance]:
+        """Return the instances that the vendor admits to have."""
+        return [instance for instance in self.living() if not instance.hidden]
+
+    def seen(self, id: str) -> Instance | None:
+        """Return an instance, gone or not, unless the vendor hides it."""
+        found = self.instances.get(id)
+        return None if found is None or found.hidden else found
 
     # what a vendor adds
 
@@ -294,6 +310,7 @@ class Cloud(ABC):
                     return Silence.CUT
                 case Fault.HANG:
                     return Silence.HANG
+            self._ignores = fault is Fault.IGNORED and call == "terminate"
             try:
                 response = self._said or self.answer(call, request)
             except Refusal as refused:
@@ -349,17 +366,19 @@ class Cloud(ABC):
         stock.free -= 1
         self._charge(instance, price + instance.disk_micros_per_hour)
         self.instances[instance.id] = instance
+        self._waiting.add(instance.id)
         self._wake.set()
         self.move()
         return instance
 
     def end(self, instance: Instance) -> None:
         """Begin to terminate an instance; the meter runs until it is gone."""
-        if instance.state in ("ending", "gone"):
+        if instance.state in ("ending", "gone") or self._ignores:
             return
         if instance.state != "stopped":
             instance.stock.free += 1
         instance.state, instance.due_at = "ending", self.clock() + timedelta(seconds=self.end_seconds)
+        self._waiting.add(instance.id)
         self._end(instance, hard=False)
         self._wake.set()
         self.move()
@@ -372,10 +391,13 @@ class Cloud(ABC):
         """Do what has become due."""
         with self._lock:
             now = self.clock()
-            for instance in list(self.instances.values()):
-                if instance.due_at is None or instance.due_at > now:
+            for instance in [self.instances[id] for id in sorted(self._waiting)]:
+                if instance.due_at is not None and instance.due_at > now:
                     continue
                 due, instance.due_at = instance.due_at, None
+                self._waiting.discard(instance.id)
+                if due is None:  # taken away meanwhile
+                    continue
                 if instance.state == "booting":
                     instance.state, instance.running_at = "running", due
                     instance.process = self.boot(instance, dict(instance.environment)) if self.boot else None
@@ -396,7 +418,7 @@ class Cloud(ABC):
         while self._server is not None:
             with self._lock:
                 self.move()
-                due = min((i.due_at for i in self.instances.values() if i.due_at is not None), default=None)
+                due = min((at for id in self._waiting if (at := self.instances[id].due_at) is not None), default=None)
             pause = None if due is None else max(0.0, (due - self.clock()).total_seconds())
             self._wake.wait(pause)
             self._wake.clear()

@@ -9,7 +9,7 @@ from enum import StrEnum
 class Fault(StrEnum):
     """One way to fail. Those with AFTER, LOST and the unreadable ones happen after the call had its effect.
 
-    EMPTY is of `listings` and `list` alone, SOLD_OUT of `launch`; other calls take no notice of them.
+    EMPTY is of `listings` and `list` alone, SOLD_OUT of `launch`, IGNORED of `terminate`; other calls take no notice of them.
     """
 
     ERROR = "500, nothing was done"
@@ -23,6 +23,7 @@ class Fault(StrEnum):
     EMPTY = "the answer is 200 and lists nothing, though there is something"
     RATE_LIMIT = "429, nothing was done"
     SOLD_OUT = "nothing was done: somebody was faster"
+    IGNORED = "the answer says that it was done, and nothing was"
 
 
 @dataclass

@@ -62,7 +62,7 @@ class LambdaCloud(Cloud):
             case "listings":
                 return _data(self._types())
             case "list":
-                return _data([self._told(instance) for instance in self.living()])
+                return _data([self._told(instance) for instance in self.shown()])
             case "keys":
                 return _data([{"id": f"{n:032x}", "name": name, "public_key": "ssh-ed25519 AAAA"} for n, name in enumerate(self.ssh_keys)])
             case "status":
@@ -100,9 +100,10 @@ class LambdaCloud(Cloud):
         return started
 
     def _find(self, id: str, request: Request) -> Instance:
-        if id not in self.instances:
+        found = self.seen(id)
+        if found is None:
             raise Refusal(self.refusal("absent", request))
-        return self.instances[id]
+        return found
 
     def _types(self) -> dict[str, Any]:
         types: dict[str, Any] = {}

@@ -59,7 +59,7 @@ class RunPodCloud(Cloud):
             case "listings":
                 return Response(200, {"gpus": self._gpus(request.query["cloud"])})
             case "list":
-                return Response(200, {"pods": [self._told(i) for i in self.living() if i.state not in self.deleted]})
+                return Response(200, {"pods": [self._told(i) for i in self.shown() if i.state not in self.deleted]})
             case "status":
                 return Response(200, self._told(self._find(request)))
             case "launch":
@@ -102,7 +102,7 @@ class RunPodCloud(Cloud):
         })  # fmt: skip
 
     def _find(self, request: Request) -> Instance:
-        found = self.instances.get(request.path.rpartition("/")[2])
+        found = self.seen(request.path.rpartition("/")[2])
         if found is None or found.state in self.deleted:
             raise Refusal(self.refusal("absent", request))
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import subprocess
 import sys
@@ -52,7 +53,8 @@ async def launch(provider: Provider, tag: str = "meetara-lab-1") -> str:
     return (await provider.launch(Order("k", tag, listing, "image", environment, 10**10, 10**9))).id
 
 
-async def test_another_process_finds_a_cloud_by_the_environment(kind: type[Cloud]) -> None:
+async def test_another_process_finds_a_cloud_by_the_environment(kind: type[Cloud], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     with kind(VirtualClock()) as cloud:
         found = open_providers(accounts.read(cloud.environment()))
         assert set(found) == {cloud.vendor}
@@ -61,6 +63,7 @@ async def test_another_process_finds_a_cloud_by_the_environment(kind: type[Cloud
         assert [instance.id for instance in await provider.list("meetara-lab-")] == [id] == list(cloud.instances)
         await provider.terminate(id)
         await provider.close()
+    assert "httpcore2" in caplog.text and str(cloud.key) not in caplog.text, "a key in the client's own log"
 
 
 async def test_faults_are_real_on_a_socket(kind: type[Cloud], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,13 +102,13 @@ class VastCloud(Cloud):
         )
 
     def _find(self, request: Request) -> Instance:
-        found = self.instances.get(request.path.rpartition("/")[2])
+        found = self.seen(request.path.rpartition("/")[2])
         if found is None or found.state == "gone":
             raise Refusal(self.refusal("absent", request))
         return found
 
     def _page(self, request: Request) -> dict[str, Any]:
-        living = sorted(self.living(), key=lambda instance: int(instance.id))
+        living = sorted(self.shown(), key=lambda instance: int(instance.id))
         begin = int(base64.b64decode(request.query["after_token"])) if "after_token" in request.query else 0
         end = begin + min(int(request.query.get("limit", 25)), 25)
         token = base64.b64encode(str(end).encode()).decode() if end < len(living) else None

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeVar
 
 import httpx2
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from agents.gpu_orchestrator.providers.provider import AuthFailed, ProviderError, QuotaExceeded, RateLimited, Unknown
 
@@ -38,6 +38,17 @@ class Row(BaseModel):
     """A part of an answer: the fields that are used; vendors add others at any time."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
+def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValueError:
+        return None
+
+
+OR_NONE = WrapValidator(_or_none)
+"""For what is only told of an instance: it must be seen, and ended, even when its price or date cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,10 @@ class Api:
         self._key = key
         self._pause = pause
         self._url = url.rstrip("/")
+        loopback = httpx2.URL(url).host in ("127.0.0.1", "::1", "localhost")
         self._client = httpx2.AsyncClient(
             auth=_Bearer(key), transport=transport, follow_redirects=False,  # a redirect would take the key elsewhere
+            trust_env=not loopback,  # the user's proxies are for the world, and not for what listens here
             timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_S), headers={"Accept": "application/json", "User-Agent": "meetara-lab"},
         )  # fmt: skip
 

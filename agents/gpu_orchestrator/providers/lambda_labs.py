@@ -10,13 +10,14 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Annotated
 from urllib.parse import quote
 
 import httpx2
 from pydantic import SecretStr
 
 from agents.gpu_orchestrator.providers.amounts import Usd, micros
-from agents.gpu_orchestrator.providers.api import Answer, Api, Row
+from agents.gpu_orchestrator.providers.api import OR_NONE, Answer, Api, Row
 from agents.gpu_orchestrator.providers.gpus import neutral_name
 from agents.gpu_orchestrator.providers.provider import (
     AuthFailed,
@@ -77,8 +78,8 @@ class _Instance(Row):
     id: str
     name: str | None = None
     status: str
-    region: _Region | None = None
-    instance_type: _Type | None = None
+    region: Annotated[_Region | None, OR_NONE] = None
+    instance_type: Annotated[_Type | None, OR_NONE] = None
 
 
 class _One(Row):

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Annotated
 from urllib.parse import quote
 
 import httpx2
-from pydantic import SecretStr
+from pydantic import AwareDatetime, SecretStr
 
 from agents.gpu_orchestrator.providers.amounts import HOURS_PER_MONTH, Usd, micros
-from agents.gpu_orchestrator.providers.api import Answer, Api, Row
+from agents.gpu_orchestrator.providers.api import OR_NONE, Answer, Api, Row
 from agents.gpu_orchestrator.providers.gpus import neutral_name
 from agents.gpu_orchestrator.providers.provider import (
     Instance,
@@ -75,10 +76,10 @@ class _Pod(Row):
     id: str
     name: str
     status: str
-    cost: Usd
-    gpu: _PodGpu | None = None
-    dataCenterId: str | None = None
-    createdAt: datetime
+    cost: Annotated[Usd | None, OR_NONE] = None
+    gpu: Annotated[_PodGpu | None, OR_NONE] = None
+    dataCenterId: Annotated[str | None, OR_NONE] = None
+    createdAt: Annotated[AwareDatetime | None, OR_NONE] = None
 
 
 class _Pods(Row):
@@ -87,7 +88,7 @@ class _Pods(Row):
 
 class _SpotPod(Row):
     id: str
-    costPerHr: Usd | None = None
+    costPerHr: Annotated[Usd | None, OR_NONE] = None
 
 
 class _Charge(Row):
@@ -206,7 +207,7 @@ class RunPod:
         return Instance(
             self.name, pod.id, pod.name, PHASES.get(pod.status, Phase.RUNNING), gpu=neutral_name(pod.gpu.id) if pod.gpu else "",
             region=pod.dataCenterId or "", since=pod.createdAt,
-            price_micros_per_hour=micros(pod.cost) or None,  # 0 while it is stopped, which says nothing of its price
+            price_micros_per_hour=micros(pod.cost) if pod.cost else None,  # 0 while it is stopped says nothing of its price
         )  # fmt: skip
 
     def _launch_error(self, answer: Answer, order: Order) -> ProviderError:

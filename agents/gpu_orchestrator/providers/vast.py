@@ -19,7 +19,7 @@ import httpx2
 from pydantic import Field, SecretStr
 
 from agents.gpu_orchestrator.providers.amounts import HOURS_PER_MONTH, Usd, micros, usd
-from agents.gpu_orchestrator.providers.api import Answer, Api, Row
+from agents.gpu_orchestrator.providers.api import OR_NONE, Answer, Api, Row
 from agents.gpu_orchestrator.providers.gpus import neutral_name
 from agents.gpu_orchestrator.providers.provider import (
     AuthFailed,
@@ -78,13 +78,13 @@ class _Asks(Row):
 class _Instance(Row):
     id: int
     label: str | None = None
-    actual_status: str | None = None
-    cur_state: str | None = None
-    intended_status: str | None = None
-    dph_total: Usd | None = None
-    gpu_name: str = ""
-    geolocation: str | None = None
-    start_date: Epoch | None = None
+    actual_status: Annotated[str | None, OR_NONE] = "unknown"
+    cur_state: Annotated[str | None, OR_NONE] = None
+    intended_status: Annotated[str | None, OR_NONE] = None
+    dph_total: Annotated[Usd | None, OR_NONE] = None
+    gpu_name: Annotated[str | None, OR_NONE] = None
+    geolocation: Annotated[str | None, OR_NONE] = None
+    start_date: Annotated[Epoch | None, OR_NONE] = None
 
 
 class _One(Row):
@@ -249,7 +249,7 @@ class Vast:
 
     def _instance(self, told: _Instance) -> Instance:
         return Instance(
-            self.name, str(told.id), told.label or "", _phase(told), gpu=neutral_name(told.gpu_name), region=told.geolocation or "",
+            self.name, str(told.id), told.label or "", _phase(told), gpu=neutral_name(told.gpu_name or ""), region=told.geolocation or "",
             price_micros_per_hour=micros(told.dph_total) if told.dph_total else None,
             since=datetime.fromtimestamp(float(told.start_date), UTC) if told.start_date is not None else None,
         )  # fmt: skip

@@ -225,6 +225,33 @@ async def test_a_terminate_that_fails_is_doubtful_and_can_be_repeated(
     assert cloud.living() == []
 
 
+async def test_a_terminate_that_was_answered_and_not_done_is_seen_by_the_status(
+    cloud: Cloud, provider: Provider, clock: VirtualClock
+) -> None:
+    instance = await launched(provider)
+    clock.advance(cloud.boot_seconds)
+    cloud.fail("terminate", Fault.IGNORED)
+    await provider.terminate(instance.id)
+    clock.advance(cloud.end_seconds)
+    assert (await of_id(provider, instance.id)).phase is Phase.RUNNING
+    await provider.terminate(instance.id)
+    clock.advance(cloud.end_seconds)
+    assert cloud.living() == []
+
+
+async def test_an_instance_that_the_vendor_denies_and_charges_is_told_by_its_bill_alone(
+    cloud: Cloud, provider: Provider, clock: VirtualClock
+) -> None:
+    instance = await launched(provider)
+    cloud.hide(instance.id)
+    assert await provider.status(instance.id) is None and await provider.list("meetara-") == []
+    clock.advance(3600)
+    before = await provider.billed(instance.id, cloud.instances[instance.id].created_at)
+    clock.advance(3600)
+    after = await provider.billed(instance.id, cloud.instances[instance.id].created_at)
+    assert cloud.vendor == "lambda" or (before is not None and after is not None and after > before)
+
+
 async def test_the_bill_counts_each_second_until_it_is_gone(cloud: Cloud, provider: Provider, clock: VirtualClock) -> None:
     instance = await launched(provider)
     rented = cloud.instances[instance.id]
