@@ -16,9 +16,9 @@ from urllib.parse import quote
 import httpx2
 from pydantic import SecretStr
 
+from agents.gpu_orchestrator.market.gpus import gpu_name
 from agents.gpu_orchestrator.providers.amounts import Usd, micros
 from agents.gpu_orchestrator.providers.api import OR_NONE, Answer, Api, Row
-from agents.gpu_orchestrator.providers.gpus import neutral_name
 from agents.gpu_orchestrator.providers.provider import (
     AuthFailed,
     Instance,
@@ -140,7 +140,7 @@ class LambdaLabs:
                 found.append(
                     Listing(
                         provider=self.name, id=f"{kind.name}@{region.name}", region=region.name,
-                        gpu=neutral_name(told["gpu"]) if told else "", gpus=int(told["gpus"]) if told else 0,
+                        gpu=gpu_name(told["gpu"], int(told["gb"]) * 2**30) if told else "", gpus=int(told["gpus"]) if told else 0,
                         gpu_memory_bytes=int(told["gb"]) * 2**30 if told else 0, cores=kind.specs.vcpus,
                         memory_bytes=kind.specs.memory_gib * 2**30, disk_bytes=kind.specs.storage_gib * 2**30,
                         price_micros_per_hour=micros(kind.price_cents_per_hour, per=100), seen_at=self._api.clock(),
@@ -216,7 +216,7 @@ class LambdaLabs:
         described = DESCRIPTION.match(kind.description) if kind else None
         return Instance(
             self.name, told.id, told.name or "", PHASES.get(told.status, Phase.RUNNING),
-            gpu=neutral_name(described["gpu"]) if described else "", region=told.region.name if told.region else "",
+            gpu=gpu_name(described["gpu"], int(described["gb"]) * 2**30) if described else "", region=told.region.name if told.region else "",
             price_micros_per_hour=micros(kind.price_cents_per_hour, per=100) if kind else None,
         )  # fmt: skip
 

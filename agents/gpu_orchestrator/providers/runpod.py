@@ -17,9 +17,9 @@ from urllib.parse import quote
 import httpx2
 from pydantic import AwareDatetime, SecretStr
 
+from agents.gpu_orchestrator.market.gpus import gpu_name
 from agents.gpu_orchestrator.providers.amounts import HOURS_PER_MONTH, Usd, micros
 from agents.gpu_orchestrator.providers.api import OR_NONE, Answer, Api, Row
-from agents.gpu_orchestrator.providers.gpus import neutral_name
 from agents.gpu_orchestrator.providers.provider import (
     Instance,
     NoCapacity,
@@ -197,7 +197,7 @@ class RunPod:
 
     def _listing(self, gpu: _Gpu, secure: bool, place: str) -> Listing:
         return Listing(
-            provider=self.name, id=f"{gpu.id}@{place}/{'secure' if secure else 'community'}", gpu=neutral_name(gpu.id), gpus=1,
+            provider=self.name, id=f"{gpu.id}@{place}/{'secure' if secure else 'community'}", gpu=gpu_name(gpu.id, gpu.memory * 2**30), gpus=1,
             gpu_memory_bytes=gpu.memory * 2**30, region=place, secure=secure,
             price_micros_per_hour=micros(gpu.price.secure if secure else gpu.price.community),
             disk_micros_per_gb_hour=micros(DISK_USD_PER_GB_MONTH, per=HOURS_PER_MONTH), seen_at=self._api.clock(),
@@ -205,7 +205,7 @@ class RunPod:
 
     def _instance(self, pod: _Pod) -> Instance:
         return Instance(
-            self.name, pod.id, pod.name, PHASES.get(pod.status, Phase.RUNNING), gpu=neutral_name(pod.gpu.id) if pod.gpu else "",
+            self.name, pod.id, pod.name, PHASES.get(pod.status, Phase.RUNNING), gpu=gpu_name(pod.gpu.id) if pod.gpu else "",
             region=pod.dataCenterId or "", since=pod.createdAt,
             price_micros_per_hour=micros(pod.cost) if pod.cost else None,  # 0 while it is stopped says nothing of its price
         )  # fmt: skip

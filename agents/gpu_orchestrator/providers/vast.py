@@ -18,9 +18,9 @@ from typing import Annotated
 import httpx2
 from pydantic import Field, SecretStr
 
+from agents.gpu_orchestrator.market.gpus import gpu_name
 from agents.gpu_orchestrator.providers.amounts import HOURS_PER_MONTH, Usd, micros, usd
 from agents.gpu_orchestrator.providers.api import OR_NONE, Answer, Api, Row
-from agents.gpu_orchestrator.providers.gpus import neutral_name
 from agents.gpu_orchestrator.providers.provider import (
     AuthFailed,
     Instance,
@@ -239,7 +239,7 @@ class Vast:
     def _listing(self, ask: _Ask) -> Listing:
         share = ask.cpu_cores_effective / ask.cpu_cores if ask.cpu_cores else Decimal()
         return Listing(
-            provider=self.name, id=str(ask.id), gpu=neutral_name(ask.gpu_name), gpus=ask.num_gpus,
+            provider=self.name, id=str(ask.id), gpu=gpu_name(ask.gpu_name, int(ask.gpu_ram * 2**20)), gpus=ask.num_gpus,
             gpu_memory_bytes=int(ask.gpu_ram * 2**20), cores=int(ask.cpu_cores_effective),
             memory_bytes=int(ask.cpu_ram * share * 2**20),  # cpu_ram is of the whole host, of which the ask is a part
             disk_bytes=int(ask.disk_space * 10**9), region=ask.geolocation or "", secure=False,
@@ -249,7 +249,7 @@ class Vast:
 
     def _instance(self, told: _Instance) -> Instance:
         return Instance(
-            self.name, str(told.id), told.label or "", _phase(told), gpu=neutral_name(told.gpu_name or ""), region=told.geolocation or "",
+            self.name, str(told.id), told.label or "", _phase(told), gpu=gpu_name(told.gpu_name or ""), region=told.geolocation or "",
             price_micros_per_hour=micros(told.dph_total) if told.dph_total else None,
             since=datetime.fromtimestamp(float(told.start_date), UTC) if told.start_date is not None else None,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from agents.gpu_orchestrator.market.gpus import GPUS
 from agents.gpu_orchestrator.providers.provider import (
     AuthFailed,
     Instance,
@@ -51,7 +52,7 @@ async def test_listings_are_live_with_whole_micro_dollars(cloud: Cloud, provider
     for listing in listings:
         assert (listing.provider, listing.source, listing.seen_at) == (cloud.vendor, "live", clock())
         assert listing.price_micros_per_hour in prices
-        assert listing.gpu and " " not in listing.gpu and listing.gpus >= 1
+        assert listing.gpu in GPUS and listing.gpus >= 1
         assert listing.gpu_memory_bytes in {s.gpu_memory_gb * 2**30 for s in cloud.stock.values()}
     assert len([listing for listing in listings if not listing.spot]) == len(cloud.stock)
 
