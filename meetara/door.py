@@ -37,7 +37,9 @@ FLAGS = {
     "dataset": "--data", "eval_dataset": "--eval-data", "budget_usd": "--budget", "parameters": "--param",
     "data": "--data", "domain": "--domain", "tier": "--tier", "base": "--base", "priority": "--priority",
     "train_data": "--train-data", "only": "--only", "types": "--type", "out": "--out", "file": "FILE",
-    "quantisation": "--quantisation", "profile": "--profile", "licence": "--licence", "emotion": "--emotion", "text": "TEXT",
+    "quantisation": "--quantisation", "profile": "--profile", "licence": "--licence", "deadline_hours": "--deadline",
+    "providers": "--provider", "provider": "--provider", "gpu": "--gpu", "max_price_usd": "--max-price", "region": "--region",
+    "min_gpu_memory_gb": "--min-memory", "emotion": "--emotion", "text": "TEXT",
 }  # fmt: skip
 """The flag behind a field of a request."""
 

@@ -30,7 +30,7 @@ from protocol.job import (
     Profile,
     Submitted,
 )
-from protocol.machine import Card, Presence
+from protocol.machine import Card, ListingPage, ListingQuery, Presence, Quote
 from protocol.money import BudgetReport
 from protocol.voice import (
     MAX_AUDIO_PART,
@@ -221,6 +221,9 @@ class Lab:
         use_cache: bool = True,
         licence: str | None = None,
         checkpoints: Literal["machine", "store"] | None = None,
+        deadline_hours: float | None = None,
+        providers: list[str] | None = None,
+        untrusted_hosts: bool = False,
         id: str | None = None,
         timeout: float = SUBMIT_SECONDS,
     ) -> Job:
@@ -233,15 +236,12 @@ class Lab:
             LabError: what was wrong with the request, or why it was refused; UNKNOWN_DOMAIN with the question which domain
                 is meant, and the three likeliest in `data["nearest"]`.
         """
-        fields = {
-            "domain": domain, "text": text, "dataset": data_uri(dataset),
-            "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
-            "tier": tier, "base": None if base is None else base_name(base), "profile": profile,
-            "priority": priority,
-            "quantisation": quantisation, "budget_usd": budget_usd, "parameters": parameters or {},
-            "use_cache": use_cache, "licence": licence, "checkpoints": checkpoints,
-        }  # fmt: skip
-        request = checked(TrainRequest, fields)
+        request = train_request(
+            dataset, eval_dataset, base, domain=domain, text=text, tier=tier, profile=profile, priority=priority,
+            quantisation=quantisation, budget_usd=budget_usd, parameters=parameters or {}, use_cache=use_cache,
+            licence=licence, checkpoints=checkpoints, deadline_hours=deadline_hours, providers=providers,
+            untrusted_hosts=untrusted_hosts,
+        )  # fmt: skip
         submitted: Submitted = await self.client.call(
             "train.submit", request, id=id or uuid7(), timeout=timeout, priority=priority
         )
@@ -250,6 +250,35 @@ class Lab:
                 Code.INVALID_REQUEST, submitted.message or f"the job {submitted.job} was refused.", job=submitted.job
             )
         return Job(self, submitted.job, submitted)
+
+    async def quote(
+        self, *, dataset: str | Path, eval_dataset: str | Path | None = None, base: str | Path | None = None,
+        timeout: float = SUBMIT_SECONDS, **fields: Any,
+    ) -> Quote:  # fmt: skip
+        """Ask what a training request would take and cost on each machine; nothing is started or kept.
+
+        Args:
+            fields: as `train` takes them.
+
+        Raises:
+            LabError: what was wrong with the request, or why no machine would take it; as `train`.
+        """
+        request = train_request(dataset, eval_dataset, base, **fields)
+        quote: Quote = await self.client.call("train.quote", request, timeout=timeout)
+        return quote
+
+    async def offers(self, *, timeout: float | None = None, **conditions: Any) -> ListingPage:
+        """Return what machines are for sale, cheapest first, this lab's own among them.
+
+        Args:
+            conditions: those of `protocol.machine.ListingQuery`, such as gpu="T4" or max_price_usd=1.
+
+        Raises:
+            LabError: INVALID_PARAMS; no GPU or provider has such a name, or a number is negative.
+        """
+        query = checked(ListingQuery, conditions)
+        page: ListingPage = await self.client.call("offer.list", query, timeout=timeout)
+        return page
 
     async def job(self, id: str) -> Job:
         """Return a job that exists.
@@ -397,6 +426,21 @@ class Lab:
         """Yield everything that changes in the lab, typed and without end: jobs, progress, cards and presences of agents,
         providers, alerts, the ledger after each change, and a `Link` when the connection is lost or back."""
         return news(self.client)
+
+
+def train_request(
+    dataset: str | Path, eval_dataset: str | Path | None = None, base: str | Path | None = None, **fields: Any
+) -> TrainRequest:
+    """Return a request whose places mean the same in another process.
+
+    Raises:
+        LabError: INVALID_PARAMS, naming the field.
+    """
+    places = {
+        "dataset": data_uri(dataset), "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
+        "base": None if base is None else base_name(base),
+    }  # fmt: skip
+    return checked(TrainRequest, {**places, **fields})
 
 
 def checked(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
