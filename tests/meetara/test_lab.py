@@ -150,9 +150,9 @@ async def test_no_broker_says_how_to_start_one(tmp_path):
 def test_whatever_a_request_may_say_the_client_and_the_command_line_can_say() -> None:
     fields = set(TrainRequest.model_fields)
     assert fields <= set(inspect.signature(Lab.train).parameters)
-    options = set(inspect.signature(cli.train).parameters) - {"detach", "home", "host", "port", "lab", "as_json"}
+    options = set(inspect.signature(cli.train).parameters) - {"detach", "dry_run", "home", "host", "port", "lab", "as_json"}
     named = {
         "dataset": "data", "eval_dataset": "eval_data", "parameters": "param", "budget_usd": "budget", "use_cache": "fresh",
-        "checkpoints": "store_checkpoints",
+        "checkpoints": "store_checkpoints", "deadline_hours": "deadline", "providers": "provider",
     }  # fmt: skip
     assert {named.get(field, field) for field in fields} | {"id"} == options

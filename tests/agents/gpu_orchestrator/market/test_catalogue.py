@@ -13,7 +13,8 @@ from tests.agents.gpu_orchestrator.market.samples import GIB
 
 HEAD = "instance_name,location,price,cpu,memory,gpu_count,gpu_name,gpu_memory,spot,disk_size,gpu_vendor,flags,cpu_arch,provider_data\n"
 SEEN = datetime(2026, 3, 1, tzinfo=UTC)
-REAL = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "catalogs" / "gpuhunt"
+SHARED = os.environ.get("MEETARA_SHARED_DATA") or Path(__file__).resolve().parents[4].parent / "shared" / "data"
+REAL = Path(SHARED) / "catalogs" / "gpuhunt"
 
 
 def write(folder: Path, name: str, *rows: str) -> None:
@@ -60,7 +61,7 @@ def test_a_missing_folder_or_a_broken_file_names_itself(folder, monkeypatch):
 
 def test_a_real_catalogue_is_read(monkeypatch):
     if not REAL.is_dir():
-        pytest.skip("the catalogue of real prices is not here")
+        pytest.skip("MEETARA_SHARED_DATA names no folder with catalogs/")
     monkeypatch.setenv(FOLDER, str(REAL))
     found = catalogue()
     assert len(found) == 374 and {item.provider for item in found} == {"lambda"}
