@@ -110,7 +110,7 @@ class Server:
             def answer(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 request = Request.parse(self.command, self.path, dict(self.headers.items()), self.rfile.read(length))
-                told = cloud.handle(request) if cloud.reachable else Silence.CUT
+                told = cloud.handle(request) if cloud.reachable and not stopped.is_set() else Silence.CUT
                 if isinstance(told, Silence):
                     if told is Silence.HANG:
                         stopped.wait()
