@@ -28,3 +28,8 @@ def signed_text(lab: str, method: str, *parts: str | int) -> bytes:
     if any("\n" in line for line in lines):
         raise ValueError("what is signed has one part a line")
     return "\n".join(lines).encode()
+
+
+def submission(lab: str, job: str, digest: str) -> bytes:
+    """Return what is signed for `train.submit`: the job's id and the request's `protocol.job.digest`."""
+    return signed_text(lab, "train.submit", job, digest)

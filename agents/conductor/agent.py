@@ -5,11 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
+from pydantic import ValidationError
+
 from agents.conductor import quoting
 from agents.conductor.decide import (
+    Approved,
     CancelAsked,
     Decision,
     Happening,
+    ModeChanged,
     Refused,
     Resume,
     Routed,
@@ -21,11 +25,12 @@ from agents.conductor.decide import (
     submitted,
 )
 from agents.conductor.record import Fact, JobRecord
-from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, keys
 from bus.redact import of_error
 from protocol.envelope import MAX_BYTES, MCPMessage
 from protocol.errors import Code, LabError
 from protocol.job import (
+    ApproveRequest,
     Empty,
     Finished,
     JobEvent,
@@ -39,6 +44,8 @@ from protocol.job import (
     Submitted,
 )
 from protocol.machine import LeaseDelay, LeaseLost, LeaseRecall
+from protocol.money import BudgetMode
+from protocol.signature import signed_text, submission
 
 SCHEMA = """
 CREATE TABLE jobs (
@@ -62,7 +69,9 @@ CREATE TABLE sharing (           -- jobs that wait for the model which another o
 );
 CREATE INDEX sharing_by_maker ON sharing (maker);
 """
-
+ECONOMISING = """
+CREATE TABLE economising (job TEXT PRIMARY KEY) WITHOUT ROWID;   -- jobs that wait for another mode of the budget
+"""
 
 LIST_BYTES = MAX_BYTES // 2
 """Bytes of snapshots in one list: two hundred finished jobs have twice a message's limit. Half of it leaves room for the
@@ -73,7 +82,7 @@ class ConductorAgent(BaseAgent):
     """Coordinates jobs; the only one that says what state a job is in."""
 
     role = "conductor"
-    migrations: ClassVar[tuple[str, ...]] = (SCHEMA, SHARING)
+    migrations: ClassVar[tuple[str, ...]] = (SCHEMA, SHARING, ECONOMISING)
     synchronous: ClassVar[Literal["FULL", "NORMAL"]] = "FULL"
 
     def __init__(self, wiring: Wiring) -> None:
@@ -85,6 +94,7 @@ class ConductorAgent(BaseAgent):
             "job.list": self.page,
             "job.events": self.events,
             "job.cancel": self.cancel,
+            "job.approve": self.approve,
             "job.report": self.report,
             "lease.lost": self.lease_told,
             "lease.recall": self.lease_told,
@@ -98,6 +108,8 @@ class ConductorAgent(BaseAgent):
         self.reply_handlers["job.stop"] = self.stop_answered
         for method in ("budget.settle", "budget.release", "lease.release"):
             self.reply_handlers[method] = self.closing_answered
+        self._mode: BudgetMode | None = None
+        self.watch(self.topics.of("cost_mode"), self.mode_heard)
         self.timer_handlers |= {"resume": self.resume, "stop": self.stop_overdue}
 
     # calls
@@ -113,15 +125,18 @@ class ConductorAgent(BaseAgent):
                     advice="Send the same request again, or choose a new id.", field="id",
                 )  # fmt: skip
             return submitted(known)
+        request, signer = routed.request.model_copy(update={"signature": None}), None  # whom it is handed to need not see it
+        if routed.request.signature is not None:
+            signer = keys.who(self.home / keys.FOLDER, routed.request.signature, submission(self.topics.lab, routed.job, routed.digest))
         record = JobRecord(
-            job=routed.job, digest=routed.digest, request=routed.request, route=routed.route, submitted_at=tx.now,
+            job=routed.job, digest=routed.digest, request=request, route=routed.route, approved_by=signer, submitted_at=tx.now,
             updated_at=tx.now,
         )  # fmt: skip
         tx.connection.execute(
             "INSERT INTO jobs VALUES (?, ?, ?, ?)",
             (record.job, record.model_dump_json(), message.id, tx.now.timestamp()),
         )
-        first = Fact(type="submitted", data={"request": routed.request.model_dump(mode="json")})
+        first = Fact(type="submitted", data={"request": request.model_dump(mode="json"), "signed_by": signer})
         self.publish_fact(record, first, tx)
         self.happen(record.job, Routed(), tx)
         return DEFERRED
@@ -170,6 +185,23 @@ class ConductorAgent(BaseAgent):
         self.happen(job, CancelAsked(), tx)
         return DEFERRED
 
+    def approve(self, message: MCPMessage, tx: Transaction) -> JobSnapshot:
+        """Let a job go on that waits for approval. A signature is asked of everybody: the broker does not tell who has called."""
+        asked: ApproveRequest = self.params(message)
+        record = self.known(asked.job, tx)
+        text = signed_text(self.topics.lab, "job.approve", asked.job, asked.amount_micros)
+        by = keys.signer(self.home / keys.FOLDER, asked.signature, text)
+        if record.state is not State.AWAITING_APPROVAL:
+            if (record.approved_by, record.approved_micros) == (by, asked.amount_micros):
+                return record.snapshot()
+            raise LabError(
+                Code.CONFLICT, f"the job {asked.job} is {record.state.value}; it does not wait for approval.",
+                advice=f"See `meetara job {asked.job}`.", field="job",
+            )  # fmt: skip
+        self.log.info("approved", job=asked.job, by=by, amount_micros=asked.amount_micros)
+        self.happen(asked.job, Approved(by, asked.amount_micros), tx, record)
+        return self.known(asked.job, tx).snapshot()
+
     def report(self, message: MCPMessage, tx: Transaction) -> Empty | Deferred:
         report: Report = self.params(message)
         record = self.known(report.job, tx)
@@ -191,6 +223,21 @@ class ConductorAgent(BaseAgent):
         word: LeaseLost | LeaseRecall | LeaseDelay = self.params(message)
         self.happen(word.job, word, tx)
         return Empty()
+
+    # the budget
+
+    def mode_heard(self, topic: str, payload: bytes) -> None:
+        """Let jobs go on that wait for the budget, when its mode lets them."""
+        if not payload:
+            return
+        try:
+            self._mode = BudgetMode.model_validate_json(payload)
+        except ValidationError as error:
+            self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, "cost/mode")))
+            return
+        with self.transaction() as tx:
+            for row in tx.connection.execute("SELECT job FROM economising").fetchall():
+                self.happen_elsewhere(row["job"], ModeChanged(), tx)
 
     # answers
 
@@ -265,7 +312,7 @@ class ConductorAgent(BaseAgent):
             for call in late(record, happening):
                 tx.call(call.method, call.params, to=call.to, key=job, id=call.id)
             return
-        decision = decide(record, happening, tx.now)
+        decision = decide(record, happening, tx.now, self._mode)
         if decision.record.state is not record.state and not decision.record.final:
             self.log.info("job goes on", job=job, state=decision.record.state.value, stage=decision.record.stage)
         self.commit(decision, tx)
@@ -287,6 +334,10 @@ class ConductorAgent(BaseAgent):
         if decision.facts:
             tx.connection.execute("UPDATE jobs SET record = ? WHERE job = ?", (record.model_dump_json(), job))
             tx.publish("job_state", record.snapshot(), job=job)
+            if record.economises:
+                tx.connection.execute("INSERT OR IGNORE INTO economising VALUES (?)", (job,))
+            else:
+                tx.connection.execute("DELETE FROM economising WHERE job = ?", (job,))
         if decision.admitted is not None:
             row = tx.connection.execute("SELECT route_call FROM jobs WHERE job = ?", (job,)).fetchone()
             tx.reply(row["route_call"], decision.admitted)

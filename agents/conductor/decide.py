@@ -12,7 +12,8 @@ from hashlib import sha256
 
 from pydantic import BaseModel
 
-from agents.conductor.record import Fact, JobRecord, evolve
+from agents.conductor.approval import approved, economises, question
+from agents.conductor.record import Fact, JobRecord, evolve, price
 from protocol.errors import Code, LabError
 from protocol.job import (
     Finished,
@@ -33,10 +34,11 @@ from protocol.machine import (
     LeaseRecall,
     LeaseRelease,
     LeaseRequest,
+    Offer,
     Quote,
     QuoteRequest,
 )
-from protocol.money import ReleaseRequest, Reservation, ReserveRequest, SettleRequest
+from protocol.money import BudgetMode, ReleaseRequest, Reservation, ReserveRequest, SettleRequest
 
 ATTEMPTS = 3
 """Attempts of a job before it fails for good (architecture §6)."""
@@ -89,9 +91,22 @@ class TwinEnded:
     reason: str
 
 
+@dataclass(frozen=True)
+class Approved:
+    """Somebody who may spend agrees to a price."""
+
+    by: str
+    amount_micros: int
+
+
+@dataclass(frozen=True)
+class ModeChanged:
+    """The budget goes into another mode; `Decision.mode` is the new one."""
+
+
 Happening = (
     Routed | Refused | CancelAsked | Stopped | Resume | Plan | Twin | TwinEnded | Quote | Reservation | LeaseGrant | Report
-    | LeaseLost | LeaseRecall | LeaseDelay
+    | LeaseLost | LeaseRecall | LeaseDelay | Approved | ModeChanged
 )
 
 
@@ -107,10 +122,14 @@ class Call:
 
 @dataclass
 class Decision:
-    """What follows. `admitted` answers the submitter; `timers` maps a name to its due time, None cancels it."""
+    """What follows. `admitted` answers the submitter; `timers` maps a name to its due time, None cancels it.
+
+    `mode` is how paid work goes on, as far as it is known.
+    """
 
     record: JobRecord
     now: datetime
+    mode: BudgetMode | None = None
     facts: list[Fact] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     drop: list[str] = field(default_factory=list)
@@ -128,9 +147,9 @@ class Decision:
         self.calls.append(Call(f"{self.record.job}:{method}{suffix}", method, params, to))
 
 
-def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
+def decide(record: JobRecord, happening: Happening, now: datetime, mode: BudgetMode | None = None) -> Decision:
     """Return what follows from a happening; nothing does once the job's state is final."""
-    decision = Decision(record, now)
+    decision = Decision(record, now, mode)
     if record.final:
         return decision
     match happening:
@@ -159,13 +178,13 @@ def decide(record: JobRecord, happening: Happening, now: datetime) -> Decision:
         case Quote():
             offer = happening.choice
             decision.fact("quoted", offer=offer.model_dump(mode="json"), rejected=happening.rejected)
-            decision.call(
-                "budget.reserve",
-                ReserveRequest(
-                    job=record.job, amount_micros=offer.reservation_micros, provider=offer.provider,
-                    domain=record.route.domain, priority=record.request.priority,
-                ),
-            )  # fmt: skip
+            afford(decision, offer)
+        case Approved():
+            if record.state is State.AWAITING_APPROVAL:
+                go_on(decision, happening)
+        case ModeChanged():
+            if record.economises:
+                look_again(decision)
         case Reservation():
             decision.fact("reserved", reservation=happening.reservation, amount_micros=happening.amount_micros)
             decision.admitted = submitted(decision.record)
@@ -204,7 +223,7 @@ def submitted(record: JobRecord) -> Submitted:
     message = f"watch it: meetara watch {record.job}"
     if record.cached_from is not None:
         message = f"nothing is trained: the job {record.cached_from} made this model from the same data and parameters"
-    elif record.sharing is not None:
+    elif record.sharing is not None or record.state is State.AWAITING_APPROVAL or record.economises:
         message = f"{record.reason} {message}"
     return Submitted(
         job=record.job, state=record.state, domain=record.route.domain, tier=record.route.tier, base=record.route.base,
@@ -221,7 +240,10 @@ def quote(decision: Decision) -> None:
     """Ask what the planned job takes and costs."""
     record = decision.record
     assert record.plan is not None
-    decision.call("offer.quote", quote_request(record.job, record.request, record.route, record.plan))
+    asked = quote_request(record.job, record.request, record.route, record.plan)
+    short = decision.mode is not None and decision.mode.mode != "normal"
+    again = f":{record.quotes}" if record.quotes else ""
+    decision.call("offer.quote", asked.model_copy(update={"economy": short}), again)
 
 
 def plan_request(job: str, request: TrainRequest, route: Route) -> PlanRequest:
@@ -237,6 +259,45 @@ def quote_request(job: str, request: TrainRequest, route: Route, plan: Plan) -> 
         job=job, tier=route.tier, plan=plan, budget_usd=request.budget_usd, deadline_hours=request.deadline_hours,
         providers=request.providers, untrusted_hosts=request.untrusted_hosts, checkpoints=request.checkpoints,
     )  # fmt: skip
+
+
+def afford(decision: Decision, offer: Offer) -> None:
+    """Reserve what the chosen machine will cost; one that costs money may have to wait before that."""
+    record = decision.record
+    if offer.paid and (why := economises(record, decision.mode)) is not None:
+        decision.fact("economising", reason=why)
+        decision.admitted = submitted(decision.record)
+    elif offer.paid and not approved(record, offer):
+        decision.fact("awaiting_approval", reason=question(record, offer), price=price(offer).model_dump(mode="json"))
+        decision.admitted = submitted(decision.record)
+    else:
+        decision.call(
+            "budget.reserve",
+            ReserveRequest(
+                job=record.job, amount_micros=offer.reservation_micros, provider=offer.provider,
+                domain=record.route.domain, priority=record.request.priority,
+            ),
+        )  # fmt: skip
+
+
+def go_on(decision: Decision, approval: Approved) -> None:
+    """Go on at the price that was approved; where the quote has expired, ask for a new one, and compare."""
+    decision.fact("approved", by=approval.by, amount_micros=approval.amount_micros)
+    offer = decision.record.offer
+    assert offer is not None
+    if offer.expires_at is not None and offer.expires_at <= decision.now:
+        quote(decision)
+    else:
+        afford(decision, offer)
+
+
+def look_again(decision: Decision) -> None:
+    """Ask for a new price when the budget lets a job go on that waited for it; prices of long ago say nothing."""
+    why = economises(decision.record, decision.mode)
+    if why is None:
+        quote(decision)
+    elif why != decision.record.reason:
+        decision.fact("economising", reason=why)
 
 
 def take(decision: Decision, finished: Finished) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from protocol.job import FINAL, Artefact, Gate, JobSnapshot, Plan, Report, Route, Stage, State, TrainRequest
+from protocol.job import FINAL, Artefact, AskedPrice, Gate, JobSnapshot, Plan, Report, Route, Stage, State, TrainRequest
 from protocol.machine import LeaseGrant, Offer
 
 STATE_OF_STAGE = {
@@ -36,6 +36,9 @@ class JobRecord(BaseModel):
 
     `recalled` is why its machine is wanted back, while the job is being checkpointed.
 
+    `quotes` counts the offers that were chosen for it. `approved_by` is whose key let it spend, up to `approved_micros`; None: up to
+    the request's own limits. `economises` while it waits for the budget.
+
     `sharing` is the job for whose model this one waits, `cached_from` the one that made the model that this one ended with.
     """
 
@@ -53,6 +56,10 @@ class JobRecord(BaseModel):
     avoid: list[str] = Field(default_factory=list)
     plan: Plan | None = None
     offer: Offer | None = None
+    quotes: int = 0
+    approved_by: str | None = None
+    approved_micros: int | None = None
+    economises: bool = False
     reservation: str | None = None
     lease: LeaseGrant | None = None
     leased_at: datetime | None = None
@@ -85,8 +92,19 @@ class JobRecord(BaseModel):
             cost_usd=None if self.offer is None and self.cached_from is None else self.spent_micros / 1e6,
             quality_percent=quality.value if quality else None, artefacts=self.artefacts, gates=self.gates,
             reason=self.reason, results=self.results, priority=self.request.priority,
-            machine=self.lease.machine if self.lease else None, cached_from=self.cached_from, at=self.updated_at,
+            machine=self.lease.machine if self.lease else None, cached_from=self.cached_from,
+            approval=price(self.offer) if self.offer and self.state is State.AWAITING_APPROVAL else None, at=self.updated_at,
         )  # fmt: skip
+
+
+def price(offer: Offer) -> AskedPrice:
+    """Return what is shown to who approves a job."""
+    return AskedPrice(
+        provider=offer.provider, machine=offer.machine, gpu=offer.gpu, spot=offer.spot,
+        price_micros_per_hour=offer.price_micros_per_hour, seconds_p50=offer.seconds_p50, seconds_p90=offer.seconds_p90,
+        cost_p50_micros=offer.cost_p50_micros, cost_p90_micros=offer.cost_p90_micros,
+        reservation_micros=offer.reservation_micros, expires_at=offer.expires_at,
+    )  # fmt: skip
 
 
 def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
@@ -108,9 +126,17 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
         case "alone":
             change |= {"sharing": None, "reason": None}
         case "quoted":
-            change |= {"state": State.QUOTED, "offer": Offer.model_validate(data["offer"])}
+            change |= {"state": State.QUOTED, "offer": Offer.model_validate(data["offer"]), "quotes": record.quotes + 1}
+            change |= {"economises": False, "reason": None}
+        case "economising":
+            change |= {"state": State.QUOTED, "economises": True, "reason": data["reason"]}
+        case "awaiting_approval":
+            change |= {"state": State.AWAITING_APPROVAL, "economises": False, "reason": data["reason"]}
+        case "approved":
+            change |= {"state": State.QUOTED, "reason": None}
+            change |= {"approved_by": data["by"], "approved_micros": data["amount_micros"]}
         case "reserved":
-            change |= {"state": State.RESERVED, "reservation": data["reservation"]}
+            change |= {"state": State.RESERVED, "reservation": data["reservation"], "economises": False, "reason": None}
         case "delayed":
             change |= {"reason": data["reason"]}
         case "provisioning":
@@ -143,7 +169,7 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
         case "done" | "failed" | "cancelled" | "refused":
             change |= ended_lease(record, at)
             change |= {"state": State(fact.type), "reason": data.get("reason"), "cancelling": False, "sharing": None}
-            change |= {"cached_from": data.get("cached_from")}
+            change |= {"cached_from": data.get("cached_from"), "economises": False}
             change |= {
                 "artefacts": [Artefact.model_validate(item) for item in data.get("artefacts", [])] or record.artefacts,
                 "gates": {n: Gate.model_validate(g) for n, g in data.get("gates", {}).items()} or record.gates,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from agents.router import core, words
-from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
+from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, keys
 from configs import Configs, load
 from configs.tiers import PROJECT
 from protocol import Code, JobSnapshot, LabError, MCPMessage, State, TrainRequest
 from protocol.ids import valid_job_id
+from protocol.signature import submission
 from protocol.voice import TextQuery, TextRoute
 
 MODEL = PROJECT / "models" / "router"
@@ -40,6 +41,8 @@ class RouterAgent(BaseAgent):
     def _submit(self, message: MCPMessage, tx: Transaction) -> Deferred:
         request = cast(TrainRequest, self.params(message))
         routed = core.routed(message, request, self._configs, self._understand)
+        if request.signature is not None:  # one of something else is refused here, where the caller has its answer
+            keys.check(request.signature, submission(self.topics.lab, routed.job, routed.digest))
         tx.call(
             "train.route", routed, key=message.id, id=f"{routed.job}:route", priority=max(message.priority, request.priority)
         )
