@@ -407,7 +407,7 @@ def reported(decision: Decision, report: Report) -> None:
         case "failed":
             interrupt(
                 decision, report.reason, counts=True, release=True,
-                avoid=record.lease.machine if report.retry == "other-worker" else None,
+                avoid=record.lease.machine if record.lease and report.retry == "other-worker" else None,
             )  # fmt: skip
         case _:
             pass  # "started" changes nothing: the first stage tells it

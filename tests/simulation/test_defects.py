@@ -30,7 +30,7 @@ def no_fence(patch: pytest.MonkeyPatch) -> None:
 
     def reported(decision: Decision, report: Any) -> None:
         if decision.record.lease is not None:
-            report = report.model_copy(update={"fence": decision.record.fence})
+            report = report.model_copy(update={"fence": decision.record.fence, "lease": decision.record.lease.lease})
         real(decision, report)
 
     patch.setattr(agents.conductor.decide, "reported", reported)

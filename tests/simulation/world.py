@@ -39,6 +39,7 @@ import bus.store
 import protocol.ids
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.agent import CostMonitorAgent
+from agents.gguf_factory import machine
 from agents.gguf_factory.agent import FactoryAgent
 from agents.gpu_orchestrator.agent import GpuOrchestratorAgent
 from agents.router.agent import RouterAgent
@@ -463,7 +464,7 @@ class World:
             (protocol.ids, "time", hours), (ConductorAgent, "happen", watched),
             (bus.agent, "version", lambda name: "0"), (SignOfLife, "show", lambda sign, now: None),  # slow, and not looked at
             (factory, "JobProcess", JobProcess), (factory, "make_plan", make_plan), (factory, "look_up", look_up),
-            (factory.machine, "free_bytes", lambda home: 1 << 40), (factory.machine, "memory_bytes", lambda: 64 << 30),
+            (machine, "free_bytes", lambda home: 1 << 40), (machine, "memory_bytes", lambda: 64 << 30),
         ]  # fmt: skip
 
     def _live(self) -> None:

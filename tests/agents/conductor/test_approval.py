@@ -281,7 +281,7 @@ def test_the_budgets_mode_holds_a_job_and_lets_it_go_also_after_a_restart(job, k
     heard(other, "normal")
     assert asked(other) == ["offer.quote"]
     other.answer("j1:offer.quote:1", PAID_QUOTE)
-    assert asked(other) == ["budget.reserve"] and other.rows("economising") == []
+    assert asked(other) == ["budget.reserve"] and other.rows("jobs", "job IN (SELECT job FROM economising)") == []
     job.agent = other.agent
 
 
