@@ -11,6 +11,15 @@ from configs.source import Source
 FILE = "storage.yaml"
 
 
+class Mtbf(BaseModel):
+    """Mean hours between two losses of a machine, by how it is paid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    spot: float = Field(gt=0)
+    on_demand: float = Field(gt=0)
+
+
 class Storage(BaseModel):
     """Limits in bytes; None: only the disk's free space. `cache_models` and `cache_bytes` bound the cache, 0 turns it off."""
 
@@ -21,6 +30,7 @@ class Storage(BaseModel):
     jobs_bytes: int | None = Field(ge=0)
     cache_models: int = Field(ge=0)
     cache_bytes: int | None = Field(ge=0)
+    machine_mtbf_hours: Mtbf = Mtbf(spot=4.0, on_demand=1000.0)
 
     @field_validator("*", mode="before")
     @classmethod

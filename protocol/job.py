@@ -192,6 +192,15 @@ class Finished(Strict):
     results: dict[str, Any]
 
 
+class Staged(Strict):
+    """Where machines elsewhere find what a job needs: URIs of the artefact store, or of places that all reach."""
+
+    store: str = Field(description="the artefact store; checkpoints and finished files go there")
+    dataset: str = Field(description="training rows")
+    eval_dataset: str | None = Field(default=None, description="held-out rows; none: a split")
+    base: str = Field(description="folder of the base in the store, or its hub name")
+
+
 class Plan(Strict):
     """The factory's prediction. Tokens are real (non-padding) tokens, sizes bytes, times seconds."""
 
@@ -223,6 +232,9 @@ class Plan(Strict):
         default=None, description="sha256 of everything that the model will be made from; none where it must not be shared"
     )
     finished: Finished | None = Field(default=None, description="the model is there already; then nothing is to be done")
+    staged: Staged | None = Field(
+        default=None, description="where machines elsewhere find data and base; none: only a machine that sees the same files can train it"
+    )
 
 
 class RunRequest(Strict):
@@ -237,6 +249,7 @@ class RunRequest(Strict):
     attempt: int
     price_micros_per_hour: int = Field(description="for the cost in the progress display")
     provider: str = Field(default="local", description="whose machine it is")
+    spot: bool = Field(default=False, description="the machine may be taken away at any time")
 
 
 class StopRequest(Strict):

@@ -351,7 +351,7 @@ def leased(decision: Decision, grant: LeaseGrant) -> None:
         RunRequest(
             job=record.job, request=record.request, route=record.route, plan=record.plan, lease=grant.lease,
             fence=grant.fence, attempt=record.attempt, price_micros_per_hour=grant.price_micros_per_hour,
-            provider=grant.provider,
+            provider=grant.provider, spot=grant.provider != "local" and record.offer is not None and record.offer.spot,
         ),
         f":{grant.fence}",
         to=grant.machine,
@@ -386,6 +386,7 @@ def reported(decision: Decision, report: Report) -> None:
     if not record.believes(report):
         decision.fact("fenced", fence=report.fence, expected=record.fence, kind=report.kind)
         return
+    assert record.lease is not None
     match report.kind:
         case "stage_started":
             assert report.stage is not None

@@ -30,9 +30,8 @@ def resolve(name: str) -> Path:
         LabError: NOT_FOUND with field `base`.
     """
     expanded = Path(name).expanduser()
-    for folder in (expanded, ROOT / expanded):
-        if folder.is_dir():
-            return folder.resolve()
+    if (folder := _folder(name)) is not None:
+        return folder
     if expanded.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or expanded.exists():
         raise LabError(
             Code.NOT_FOUND,
@@ -52,6 +51,16 @@ def resolve(name: str) -> Path:
             advice=f"Fetch it first with `hf download {name}`, or give a folder.",
             field="base",
         ) from error
+
+
+def is_hub_name(name: str) -> bool:
+    """Tell whether a base that can be resolved is named as on a hub, where other machines find it too."""
+    return _folder(name) is None
+
+
+def _folder(name: str) -> Path | None:
+    expanded = Path(name).expanduser()
+    return next((folder.resolve() for folder in (expanded, ROOT / expanded) if folder.is_dir()), None)
 
 
 def base_name(base: str) -> str:

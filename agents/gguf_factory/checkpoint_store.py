@@ -7,6 +7,7 @@ parameters, so the checkpoints of one that lost its lease are as good as those o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,11 +22,10 @@ from agents.gguf_factory import checkpoint
 from agents.gguf_factory.checkpoint import Name
 from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import Job
-from configs import Settings
+from configs import load
 from protocol import Code, LabError, Retry
 
 FOLDER = "checkpoints"
-SPACING_S = 60.0  # the most work that is lost with a machine
 SHARE = 10  # uploads take at most this part of the time: a large adapter over a slow line comes less often
 PATIENCE_S = 60.0  # for the last upload; a factory that stops kills its jobs after 20 s in any case
 KEPT = timedelta(days=14)  # of a job that was cancelled, or whose machine and factory are gone; nobody else removes them
@@ -37,13 +37,13 @@ class CheckpointStore:
 
     Args:
         uri: a folder that fsspec reaches (file://, s3://, gs:// …).
-        spacing_s: least seconds between two uploads.
+        mtbf_s: mean seconds between two losses of such a machine.
         now: seconds of a clock that only goes forward.
     """
 
-    def __init__(self, uri: str, *, spacing_s: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, uri: str, *, mtbf_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self.uri, self.now = uri, now
-        self.spacing_s = SPACING_S if spacing_s is None else spacing_s
+        self.mtbf_s = mtbf_s
         self.notes: list[str] = []
         self._due = now()
         self._upload: Future[float] | None = None
@@ -53,7 +53,10 @@ class CheckpointStore:
     def of(cls, job: Job, run: str) -> Self | None:
         """Return the store for one run of a job, None where its checkpoints stay on the machine."""
         root = root_of(job)
-        return None if root is None else cls(f"{root}/{run}")
+        if root is None:
+            return None
+        hours = load().storage.machine_mtbf_hours
+        return cls(f"{root}/{run}", mtbf_s=3600 * (hours.spot if job.run.spot else hours.on_demand))
 
     def pull(self, folder: Path) -> list[str]:
         """Fetch the newest sound checkpoint, and the newest pinned one, where the folder has none as new.
@@ -92,7 +95,7 @@ class CheckpointStore:
         if error is not None:
             note = f"a checkpoint could not be put into the artefact store {self.uri} ({type(error).__name__}: {error})"
             self.notes = [*(known for known in self.notes if known != note), note]
-        self._due = self.now() + max(self.spacing_s, SHARE * seconds)
+        self._due = self.now() + spacing(seconds, self.mtbf_s)
 
     def _push(self, folder: Path) -> float:
         started = self.now()
@@ -140,11 +143,24 @@ class CheckpointStore:
         ) from error  # fmt: skip
 
 
+def spacing(seconds: float, mtbf_s: float) -> float:
+    """Return how many seconds after a checkpoint the next is put into the store.
+
+    Young's interval, sqrt(2·δ·MTBF) (CACM 17(9), 1974): more often costs more than the work that a loss repeats, less often
+    the other way round. At least SHARE times what an upload takes, where machines are lost so fast that the rule fails.
+
+    Args:
+        seconds: δ, measured: what the last upload took.
+        mtbf_s: mean seconds between two losses.
+    """
+    return max(math.sqrt(2 * seconds * mtbf_s), SHARE * seconds)
+
+
 def root_of(job: Job) -> str | None:
     """Return where a job's checkpoints are stored, None where they stay on the machine."""
     if not job.stored:
         return None
-    return f"{(Settings.read().store or job.home.as_uri()).rstrip('/')}/{FOLDER}/{job.run.job}"
+    return f"{(job.store or job.home.as_uri()).rstrip('/')}/{FOLDER}/{job.run.job}"
 
 
 def clear(job: Job, now: datetime | None = None) -> None:

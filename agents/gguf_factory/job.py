@@ -71,6 +71,14 @@ class Job:
         """Whether checkpoints go into the artefact store: where the request says so, or the machine may be gone later."""
         return (self.run.request.checkpoints or ("machine" if self.run.provider == LOCAL else "store")) == "store"
 
+    @property
+    def store(self) -> str | None:
+        """URI of the artefact store: the job's own where it was staged, else this machine's setting; None: the home."""
+        from configs import Settings
+
+        staged = self.run.plan.staged
+        return Settings.read().store if staged is None or self.run.provider == LOCAL else staged.store
+
     def path(self, stage: Stage | str, *names: str) -> Path:
         """Return a path in a stage's folder, e.g. `job.path("data", "packed.safetensors")`. Creates nothing."""
         return self.folder.joinpath(Stage(stage).value, *names)

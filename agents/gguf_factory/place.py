@@ -32,6 +32,13 @@ EXTRAS = {
 """Package that gives fsspec a protocol; fsspec names some of them only in prose."""
 
 
+def package_of(uri: str) -> str:
+    """Return the package that reads a URI's protocol."""
+    match = URI.match(uri)
+    protocol = match[1].lower() if match else "file"
+    return EXTRAS.get(protocol, "fsspec" if protocol in ("file", "memory") else protocol)
+
+
 def locate(uri: str, field: str = "dataset") -> str:
     """Return the absolute path of a local data set, or the URI under which it can be opened.
 

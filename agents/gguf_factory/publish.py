@@ -24,11 +24,12 @@ from agents.gguf_factory import (
     pipeline,
     quantise,
     shared_base,
+    staging,
     toolchain,
 )
 from agents.gguf_factory.base import base_name
 from agents.gguf_factory.hashes import file_sha256
-from agents.gguf_factory.job import MANIFEST, Job, StageResult
+from agents.gguf_factory.job import LOCAL, MANIFEST, Job, StageResult
 from agents.gguf_factory.shared_base import SharedBase
 from protocol.format import FORMAT
 from protocol.job import Artefact, Stage
@@ -65,6 +66,9 @@ def run(job: Job) -> StageResult:
     artefacts = [artefact(kind, store / name) for kind, name in {kind: source.name, **papers}.items()]
     if base:
         artefacts.insert(1, artefact("base", base[0]))
+    if job.run.provider != LOCAL and job.store is not None:
+        job.progress(note="putting the files into the artefact store")
+        artefacts = [staging.deliver(item, job.store) for item in artefacts]
     results = {"artefacts": [item.model_dump(mode="json") for item in artefacts]}
     return StageResult(results=results, artefacts=artefacts)
 

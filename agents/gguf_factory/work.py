@@ -26,7 +26,7 @@ import structlog
 from pydantic import ValidationError
 
 from agents.gguf_factory import child, lifeline, recovery, storage, zygote
-from agents.gguf_factory.job import Job, Stopped
+from agents.gguf_factory.job import LOCAL, Job, Stopped
 from bus import logs, trace
 from bus.redact import of_error
 from protocol import Code, LabError, Retry
@@ -103,11 +103,13 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
     log.info("job begins", attempt=run.attempt)
     job = Job(run, folder, home=folder.parent.parent, progress=lines.progress, stop=stopping)
     try:
-        from agents.gguf_factory import pipeline
+        from agents.gguf_factory import pipeline, staging
 
+        job.run = staging.arrive(run, job.home, lambda note: lines.progress(note=note))
         manifests = pipeline.run(job, report)
         outcome = _outcome(manifests)
-        _keep(job, manifests[Stage.PLAN]["results"], outcome)
+        if run.provider == LOCAL:  # a rented machine's memory ends with it
+            _keep(job, manifests[Stage.PLAN]["results"], outcome)
         lines.write({"kind": "done", **outcome})
         _remember(job, manifests)
     except Stopped as stopped:
@@ -221,7 +223,9 @@ def _remember(job: Job, manifests: Mapping[Stage, Mapping[str, Any]]) -> None:
 def make_plan(text: str, home: Path) -> dict[str, Any]:
     """Return {"plan": …} or {"error": …} for a PlanRequest's JSON."""
     import configs
+    from agents.gguf_factory import staging
     from agents.gguf_factory.cache import Cache
+    from agents.gguf_factory.hashes import Hashes
     from agents.gguf_factory.plan import plan
 
     try:
@@ -232,6 +236,10 @@ def make_plan(text: str, home: Path) -> dict[str, Any]:
         made = found.plan or made.model_copy(
             update={"key": found.key, "warnings": [*made.warnings, *([found.why] if found.why else [])]}
         )
+        store = configs.Settings.read().store
+        if store is not None and made.finished is None and staging.leaves(request.request):
+            staged = staging.stage(request.request, request.route, store, Hashes(home))
+            made = made.model_copy(update={"staged": staged})
         return {"plan": made.model_dump(mode="json")}
     except ValidationError as error:
         return {"error": LabError.from_validation(error, "plan request").body().model_dump(mode="json")}

@@ -525,7 +525,7 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The memory is too small": no_memory,
     "A row does not fit into memory": too_long,
     "The artefact store cannot be read": lambda ground: error_of(
-        lambda: CheckpointStore("nosuch://bucket/lab/checkpoints").pull(ground.folder)
+        lambda: CheckpointStore("nosuch://bucket/lab/checkpoints", mtbf_s=3600.0).pull(ground.folder)
     ),
     "The budget does not hold the job": too_dear,
     "The training diverged": diverged,

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from agents.gguf_factory import adapter, convert, pipeline, publish, quantise, shared_base, validate
@@ -24,6 +25,24 @@ def _export(job: Job, converted: StageRun, quantised: StageRun, rules: Mapping[s
         stages=((Stage.CONVERT, converted), (Stage.QUANTISE, quantised), (Stage.VALIDATE, validated),
                 (Stage.PUBLISH, publish.run)),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of a real S3 server on loopback; its address and keys are in the environment."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        fsspec.filesystem("s3").mkdir("lab")
+        yield "s3://lab"
+        fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def train_job(folder: Path, store: str, looks: int) -> None:
     """Train tiny.make_job in `folder`, its checkpoints in a store, and die at so many micro-batches (0: never)."""
     torch.set_num_threads(1)
     os.environ |= {"MEETARA_STORE": store, "MEETARA_THREADS": "1"}
-    checkpoint_store.SPACING_S = 0.0
+    checkpoint_store.spacing = lambda seconds, mtbf_s: 0.0
     job = make_job(folder, checkpoints="store", save_steps=2)
     seen = 0
 

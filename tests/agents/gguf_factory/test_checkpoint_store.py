@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -16,18 +18,22 @@ import torch
 
 import configs
 from agents.gguf_factory import checkpoint, checkpoint_store, gc
-from agents.gguf_factory.checkpoint_store import KEPT, CheckpointStore
+from agents.gguf_factory.checkpoint_store import KEPT, CheckpointStore, spacing
 from agents.gguf_factory.job import Job
 from protocol import Code, LabError, Retry
 from tests.agents.gguf_factory import forked
 from tests.agents.gguf_factory.tiny import make_job
 
+HOUR = 3600.0
 ADAPTER = "job/train/adapter/adapter_model.safetensors"
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "memory", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A place of its own in two of fsspec's stores: one with folders, and one with keys only, as s3 and gs have them."""
+    """A place of its own in three of fsspec's stores: one with folders, and two with keys only, one of them a real server."""
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('bucket')}/{uuid4().hex}/j1/checkpoints"
+        return
     root = (tmp_path / "store").as_uri() if request.param == "file" else f"memory://{uuid4().hex}"
     yield f"{root}/j1/checkpoints"
     if request.param == "memory":
@@ -56,56 +62,66 @@ def damage(uri: str, number: int) -> None:
 
 
 def test_another_folder_gets_the_newest_and_the_newest_pinned(uri: str, tmp_path: Path) -> None:
-    store = CheckpointStore(uri)
+    store = CheckpointStore(uri, mtbf_s=HOUR)
     for step in range(1, 7):
         save(tmp_path / "a", step, pinned=step == 2)
         store.finish(tmp_path / "a")
     assert store.notes == [] and stored(uri) == [2, 5, 6]
-    notes = CheckpointStore(uri).pull(tmp_path / "b")
+    notes = CheckpointStore(uri, mtbf_s=HOUR).pull(tmp_path / "b")
     assert notes == ["checkpoint-000002 came from the artefact store", "checkpoint-000006 came from the artefact store"]
     assert (newest(tmp_path / "b"), newest(tmp_path / "b", pinned=True)) == (6, 2)
-    assert CheckpointStore(uri).pull(tmp_path / "b") == [], "what is there already is not fetched again"
+    assert CheckpointStore(uri, mtbf_s=HOUR).pull(tmp_path / "b") == [], "what is there already is not fetched again"
 
 
 def test_a_damaged_one_is_passed_over_and_told_of(uri: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path / "a", step)
-        CheckpointStore(uri).finish(tmp_path / "a")
+        CheckpointStore(uri, mtbf_s=HOUR).finish(tmp_path / "a")
     damage(uri, 2)
-    notes = CheckpointStore(uri).pull(tmp_path / "b")
+    notes = CheckpointStore(uri, mtbf_s=HOUR).pull(tmp_path / "b")
     assert notes == ["checkpoint-000002 is damaged in the artefact store", "checkpoint-000001 came from the artefact store"]
     assert newest(tmp_path / "b") == 1 and len(list((tmp_path / "b").iterdir())) == 1
-    CheckpointStore(uri).finish(tmp_path / "a")
-    assert CheckpointStore(uri).pull(tmp_path / "b") == ["checkpoint-000002 came from the artefact store"], "it was mended"
+    CheckpointStore(uri, mtbf_s=HOUR).finish(tmp_path / "a")
+    assert CheckpointStore(uri, mtbf_s=HOUR).pull(tmp_path / "b") == ["checkpoint-000002 came from the artefact store"], "it was mended"
 
 
 def test_a_folder_that_is_further_on_keeps_its_own(uri: str, tmp_path: Path) -> None:
     save(tmp_path / "a", 1)
-    CheckpointStore(uri).finish(tmp_path / "a")
+    CheckpointStore(uri, mtbf_s=HOUR).finish(tmp_path / "a")
     for step in (1, 2):
         save(tmp_path / "b", 10 * step)
-    assert CheckpointStore(uri).pull(tmp_path / "b") == [] and newest(tmp_path / "b") == 20
+    assert CheckpointStore(uri, mtbf_s=HOUR).pull(tmp_path / "b") == [] and newest(tmp_path / "b") == 20
 
 
-def test_uploads_are_spaced_and_never_take_more_than_a_tenth_of_the_time(uri: str, tmp_path: Path) -> None:
+def test_the_next_upload_is_due_when_youngs_rule_says_so(uri: str, tmp_path: Path) -> None:
     at = {"clock": 0.0, "took": 0.0}
-    store = CheckpointStore(uri, spacing_s=60, now=lambda: at["clock"])
-    push = store._push
-    store._push = lambda folder: push(folder) + at["took"]  # type: ignore[method-assign]
+    store = CheckpointStore(uri, mtbf_s=HOUR, now=lambda: at["clock"])
+    store._push = functools.partial(lambda push, folder: max(push(folder), at["took"]), store._push)  # type: ignore[method-assign]
     seen = []
-    for step, (clock, took) in enumerate([(0.0, 0.0), (59.0, 0.0), (61.0, 30.0), (300.0, 0.0), (500.0, 0.0)]):
+    for step, (clock, took) in enumerate([(0.0, 0.5), (59.0, 0.0), (61.0, 2.0), (180.0, 0.0), (182.0, 0.0)], 1):
         at |= {"clock": clock, "took": took}
         save(tmp_path, step)
         store.offer(tmp_path)
         if store._upload is not None:
             store._settle()
         seen.append(max(stored(uri)))
-    assert seen == [1, 1, 3, 3, 5]
+    assert seen == [1, 1, 3, 3, 5], "an upload of 0.5 s is repeated after 60 s, one of 2 s after 120 s, where a machine lasts an hour"
+
+
+def test_youngs_interval_loses_the_least_and_uploads_never_take_more_than_a_tenth_of_the_time() -> None:
+    def lost(interval: float, seconds: float, mtbf: float) -> float:
+        return seconds / interval + interval / (2 * mtbf)
+
+    for seconds, mtbf in [(0.5, HOUR), (2.0, 4 * HOUR), (20.0, 1000 * HOUR)]:
+        best = spacing(seconds, mtbf)
+        assert best == pytest.approx((2 * seconds * mtbf) ** 0.5)
+        assert lost(best, seconds, mtbf) < min(lost(0.9 * best, seconds, mtbf), lost(1.1 * best, seconds, mtbf))
+    assert spacing(60.0, 60.0) == 600.0 and spacing(0.0, HOUR) == 0.0
 
 
 def test_a_store_that_does_not_take_them_is_noted_once_and_does_not_stop_the_training(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file, not a folder")
-    store = CheckpointStore((tmp_path / "store" / "j1").as_uri())
+    store = CheckpointStore((tmp_path / "store" / "j1").as_uri(), mtbf_s=HOUR)
     for step in (1, 2):
         save(tmp_path / "a", step)
         store.finish(tmp_path / "a")
@@ -116,22 +132,23 @@ def test_a_store_that_does_not_take_them_is_noted_once_and_does_not_stop_the_tra
 def test_a_bucket_that_is_not_there_is_noted_but_not_a_checkpoint_that_gave_way_to_a_newer_one(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool, notes: int
 ) -> None:
-    def missing(self: object, source: str, target: str, **_: object) -> None:
+    def missing(*arguments: Any, **_: object) -> None:
         if gone:
-            Path(source).unlink()
+            Path(arguments[-2]).unlink()
         raise FileNotFoundError("the bucket does not exist")
 
     files, _ = checkpoint_store.filesystem(uri)
-    monkeypatch.setattr(type(files), "put_file", missing)
+    its = files if uri.startswith("s3") else type(files)  # of its asynchronous stores fsspec wraps each instance
+    monkeypatch.setattr(its, "put_file", missing)
     save(tmp_path / "a", 1)
-    store = CheckpointStore(uri)
+    store = CheckpointStore(uri, mtbf_s=HOUR)
     store.finish(tmp_path / "a")
     assert len(store.notes) == notes
 
 
 def test_a_store_that_cannot_be_read_is_an_error_that_passes(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="nosuch") as caught:
-        CheckpointStore("nosuch://x/j1").pull(tmp_path)
+        CheckpointStore("nosuch://x/j1", mtbf_s=HOUR).pull(tmp_path)
     assert caught.value.code is Code.UNREACHABLE and caught.value.retry is Retry.LATER
 
 

@@ -72,7 +72,8 @@ def make_job(folder: Path, checkpoints: str | None = None, **parameters: Any) ->
         for name, seed, count in (("packed", 0, 12), ("control", 1, 11), ("held_out", 2, 5)):
             save_file(packed(count, seed), data / f"{name}.safetensors")
     run: Any = SimpleNamespace(
-        job="j1", provider="local", attempt=1, request=SimpleNamespace(checkpoints=checkpoints),
-        plan=SimpleNamespace(parameters={**PARAMETERS, **parameters}, memory_bytes=10**9), route=SimpleNamespace(base=str(base)),
+        job="j1", provider="local", spot=False, attempt=1, request=SimpleNamespace(checkpoints=checkpoints),
+        plan=SimpleNamespace(parameters={**PARAMETERS, **parameters}, memory_bytes=10**9, staged=None),
+        route=SimpleNamespace(base=str(base)),
     )  # fmt: skip
     return Job(run=run, folder=folder / "job", home=folder)
