@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,16 +20,23 @@ import pytest
 import pytest_asyncio
 
 from agents.gguf_factory import device as device_module
+from agents.gguf_factory import staging
 from agents.gguf_factory import worker as module
+from agents.gguf_factory.checkpoint_store import filesystem, listed
+from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.worker import Worker
-from bus import certs, workers
+from bus import BaseAgent, Transaction, Wiring, certs, workers
 from bus.broker import Broker, free_port
 from bus.door import Door
+from bus.lease import TTL
 from bus.mosquitto import find_mosquitto
 from bus.session import Session
-from protocol import Code, LabError
+from protocol import Code, LabError, MCPMessage, Progress
 from protocol.address import Endpoint
-from protocol.machine import Card, Presence
+from protocol.job import Empty, Report, RunRequest, Stage
+from protocol.machine import Card, LeaseGrant, LeaseRenewal, Presence
+from tests.agents.gguf_factory.bases import make_base
+from tests.agents.gguf_factory.runs import make_job
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -188,6 +196,83 @@ async def test_a_line_that_is_cut_is_made_again(ground: Ground) -> None:
     worker.leave("the test is over.")
     await asyncio.wait_for(running, 20)
     await workers.dismiss(ground.control, token.worker)
+
+
+class Conductor(BaseAgent):
+    """Hands out one job and notes what is reported."""
+
+    role = "conductor"
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.reports: asyncio.Queue[Report] = asyncio.Queue()
+        self.message_handlers["job.report"] = self.note
+        self.reply_handlers["job.run"] = lambda answer, tx: None
+
+    def note(self, message: MCPMessage, tx: Transaction) -> Empty:
+        self.reports.put_nowait(self.params(message))
+        return Empty()
+
+    def hand_out(self, run: RunRequest, worker: str) -> None:
+        with self.transaction() as tx:
+            tx.call("job.run", run, to=worker)
+
+
+class Orchestrator(BaseAgent):
+    """Renews every lease."""
+
+    role = "gpu_orchestrator"
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__(wiring)
+        self.message_handlers["lease.renew"] = self.renew
+
+    def renew(self, message: MCPMessage, tx: Transaction) -> LeaseGrant:
+        asked: LeaseRenewal = self.params(message)
+        return LeaseGrant(
+            job=asked.job, lease=asked.lease, fence=asked.fence, provider="vast", machine="worker-r8", ttl_s=30,
+            price_micros_per_hour=1, expires_at=tx.now + TTL,
+        )  # fmt: skip
+
+
+async def test_a_job_trains_on_it_and_its_last_checkpoint_is_in_the_store_when_the_rental_ends(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_WORKING_S", 0.5)
+    job = make_job(tmp_path / "lab", make_base(tmp_path / "base"), parameters={"max_steps": 4000, "save_steps": 2})
+    store = (tmp_path / "store").as_uri()
+    staged = staging.stage(job.run.request, job.run.route, store, Hashes(tmp_path))
+    run = job.run.model_copy(update={"plan": job.run.plan.model_copy(update={"staged": staged}), "provider": "vast"})
+    shutil.rmtree(tmp_path / "base")
+    conductor = Conductor(Wiring("conductor-1", tmp_path / "lab", ground.broker.address("conductor-1")))
+    orchestrator = Orchestrator(Wiring("gpu_orchestrator-1", tmp_path / "lab", ground.control))
+    token = ground.token("r8")
+    await workers.admit(ground.control, token, ["j1"])
+    told: list[dict[str, Any]] = []
+    trains = asyncio.Event()
+
+    def tell(line: dict[str, Any]) -> None:
+        told.append(line)
+        if line["kind"] == "progress" and line.get("step", 0) > 0:
+            trains.set()
+
+    worker = ground.worker(token, tell)
+    agents = [asyncio.create_task(agent.run()) for agent in (conductor, orchestrator, worker)]
+    conductor.hand_out(run, token.worker)
+    async with Session.connect(ground.broker.address("operator"), "watches", durable=False) as session:
+        await session.subscribe("meetara/v1/lab/job/j1/progress")
+        while (report := await asyncio.wait_for(conductor.reports.get(), 60)).stage is not Stage.TRAIN:
+            assert (report.lease, report.fence) == ("l", 1) and report.kind.startswith("stage_")
+        await asyncio.wait_for(trains.wait(), 60)
+        assert Progress.model_validate_json((await session.receive(1))[0].payload).job == "j1"
+    await workers.dismiss(ground.control, token.worker)
+    await asyncio.wait_for(agents[-1], 60)
+    assert [line["kind"] for line in told if line["kind"] in ("lease", "over", "stopped")] == ["lease", "over", "stopped"]
+    files, root = filesystem(f"{store}/checkpoints/j1/checkpoints")
+    assert listed(files, root), "another machine can go on"
+    for agent, task in zip((conductor, orchestrator), agents, strict=False):
+        agent._stop.set()
+        await task
 
 
 async def test_it_never_takes_what_is_for_any_factory(ground: Ground) -> None:
