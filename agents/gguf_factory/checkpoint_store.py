@@ -15,13 +15,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from agents.gguf_factory import checkpoint
 from agents.gguf_factory.checkpoint import Name
 from agents.gguf_factory.hashes import file_sha256
 from agents.gguf_factory.job import Job
+from agents.gguf_factory.store import filesystem
 from configs import load
 from protocol import Code, LabError, Retry
 
@@ -180,13 +180,6 @@ def clear(job: Job, now: datetime | None = None) -> None:
         found = files.find(other)
         if found and all((now or datetime.now(UTC)) - files.modified(file) > KEPT for file in found):
             files.rm(other, recursive=True)
-
-
-def filesystem(uri: str) -> tuple[Any, str]:
-    """Return fsspec's file system and path, with nothing of earlier listings remembered: others write there too."""
-    files, root = fsspec.core.url_to_fs(uri)
-    files.invalidate_cache()
-    return files, root
 
 
 def listed(files: Any, root: str) -> dict[Name, int]:

@@ -15,9 +15,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from agents.gguf_factory import base as bases
 from agents.gguf_factory import convert, place
-from agents.gguf_factory.checkpoint_store import filesystem
 from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.job import LOCAL
+from agents.gguf_factory.store import filesystem
 from protocol import Code, LabError, Retry
 from protocol.job import Artefact, Route, RunRequest, Staged, TrainRequest
 

@@ -384,6 +384,11 @@ def changed(ground: Ground) -> str:
     return error_of(read)
 
 
+def no_package(ground: Ground) -> str:
+    ground.patch.setitem(sys.modules, "s3fs", None)
+    return error_of(lambda: dataset.read("s3://bucket/sleep.jsonl"))
+
+
 def no_hub(ground: Ground) -> str:
     import huggingface_hub.constants
 
@@ -499,7 +504,7 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "A data set is too large": lambda ground: too_large(ground),
     "An archive holds several files": lambda ground: error_of(lambda: dataset.read(str(several(ground)))),
     "The data set changed meanwhile": changed,
-    "A package for an address is missing": lambda ground: error_of(lambda: dataset.read("s3://bucket/sleep.jsonl")),
+    "A package for an address is missing": no_package,
     "A hub does not answer": no_hub,
     "Parquet cannot be read": no_parquet,
     "A data set is of no known form": lambda ground: error_of(lambda: dataset.read(str(rows(ground, "Why? So.\n", "sleep.txt")))),

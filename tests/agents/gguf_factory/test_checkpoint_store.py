@@ -20,6 +20,7 @@ import configs
 from agents.gguf_factory import checkpoint, checkpoint_store, gc
 from agents.gguf_factory.checkpoint_store import KEPT, CheckpointStore, spacing
 from agents.gguf_factory.job import Job
+from agents.gguf_factory.store import filesystem
 from protocol import Code, LabError, Retry
 from tests.agents.gguf_factory import forked
 from tests.agents.gguf_factory.tiny import make_job
@@ -45,7 +46,7 @@ def save(folder: Path, step: int, pinned: bool = False) -> Path:
 
 
 def stored(uri: str) -> list[int]:
-    files, root = checkpoint_store.filesystem(uri)
+    files, root = filesystem(uri)
     return sorted(name.number for name in checkpoint_store.listed(files, root))
 
 
@@ -56,7 +57,7 @@ def newest(folder: Path, pinned: bool = False) -> int:
 
 
 def damage(uri: str, number: int) -> None:
-    files, root = checkpoint_store.filesystem(uri)
+    files, root = filesystem(uri)
     name = next(name for name in checkpoint_store.listed(files, root) if name.number == number)
     files.pipe_file(f"{root}/{name}", files.cat_file(f"{root}/{name}")[:-4])
 
@@ -137,7 +138,7 @@ def test_a_bucket_that_is_not_there_is_noted_but_not_a_checkpoint_that_gave_way_
             Path(arguments[-2]).unlink()
         raise FileNotFoundError("the bucket does not exist")
 
-    files, _ = checkpoint_store.filesystem(uri)
+    files, _ = filesystem(uri)
     its = files if uri.startswith("s3") else type(files)  # of its asynchronous stores fsspec wraps each instance
     monkeypatch.setattr(its, "put_file", missing)
     save(tmp_path / "a", 1)

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from agents.gguf_factory import convert, dataset, staging
-from agents.gguf_factory.checkpoint_store import filesystem
 from agents.gguf_factory.hashes import Hashes
+from agents.gguf_factory.store import filesystem
 from protocol import Code, LabError, Retry
 from protocol.job import Artefact, Plan, Route, RunRequest, TrainRequest
 from tests.agents.gguf_factory.bases import make_base

@@ -22,8 +22,9 @@ import pytest_asyncio
 from agents.gguf_factory import device as device_module
 from agents.gguf_factory import staging
 from agents.gguf_factory import worker as module
-from agents.gguf_factory.checkpoint_store import filesystem, listed
+from agents.gguf_factory.checkpoint_store import listed
 from agents.gguf_factory.hashes import Hashes
+from agents.gguf_factory.store import filesystem
 from agents.gguf_factory.worker import Worker
 from bus import BaseAgent, Transaction, Wiring, certs, workers
 from bus.broker import Broker, free_port
