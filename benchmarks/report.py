@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.picture import draw
 from benchmarks.result import PROJECT, RESULTS, Result, Series
 
-NAMES = ("calls", "transitions", "first_step", "same_again", "adapters", "cluster", "training")
+NAMES = ("calls", "transitions", "first_step", "same_again", "offers", "adapters", "cluster", "training")
 LONG = ("small_jobs", "export")
 """Measured only when they are named: minutes each."""
 PAGE = PROJECT / "docs" / "results" / "benchmarks.md"

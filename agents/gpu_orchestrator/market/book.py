@@ -56,11 +56,12 @@ class OfferBook:
 
     def listings(self, now: datetime) -> list[Listing]:
         """Return everything; what is never chosen says why in `rejected`, and what is too old as well."""
-        found = []
-        for listing in self._all():
-            old = sanity.stale(listing, now, self._limits) if listing.rejected is None else None
-            found.append(listing if old is None else listing.model_copy(update={"rejected": old}))
-        return found
+        oldest = {source: now - age for source, age in sanity.ages(self._limits).items()}
+        return [
+            listing if listing.rejected is not None or listing.seen_at >= oldest[listing.source]
+            else listing.model_copy(update={"rejected": sanity.stale(listing, now, self._limits)})
+            for listing in self._all()
+        ]  # fmt: skip
 
     def usual(self) -> dict[str, float]:
         """Return the median price per GPU and hour by GPU, in micro-dollars, of prices that can be right."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from statistics import median
 
 from configs.providers import Rented
@@ -17,7 +17,6 @@ ENOUGH = 3
 AGAIN = (0.9, 1.1)
 """A machine of n GPUs whose price is n² times its provider's price of one, within a tenth: multiplied twice (a bid of a
 real marketplace was once multiplied by 8)."""
-DAY = 86_400.0
 
 
 def judged(listings: Iterable[Listing], launchable: Collection[str]) -> list[Listing]:
@@ -81,18 +80,22 @@ def medians(listings: Iterable[Listing], least: int = ENOUGH) -> dict[str, float
     return {gpu: median(price for _, price in found) for gpu, found in prices.items() if len(found) >= least}
 
 
+def ages(limits: Rented) -> dict[str, timedelta]:
+    """Return how long a listing counts, by its source."""
+    return {
+        "live": timedelta(minutes=limits.live_minutes), "catalogue": timedelta(days=limits.catalogue_days),
+        "configs": timedelta(days=limits.configs_days),
+    }  # fmt: skip
+
+
 def stale(listing: Listing, now: datetime, limits: Rented) -> str | None:
     """Return why a listing is too old to count; None: it is fresh."""
-    limit, unit, name = {
-        "live": (limits.live_minutes * 60, "minutes", "a provider's own word"),
-        "catalogue": (limits.catalogue_days * DAY, "days", "a catalogue"),
-        "configs": (limits.configs_days * DAY, "days", "a price that a person looked up"),
-    }[listing.source]
-    age = (now - listing.seen_at).total_seconds()
+    limit, age = ages(limits)[listing.source], now - listing.seen_at
     if age <= limit:
         return None
-    per = 60.0 if unit == "minutes" else DAY
-    return f"it was seen {age / per:.0f} {unit} ago; {name} counts for {limit / per:g}"
+    what = {"live": "a provider's own word", "catalogue": "a catalogue", "configs": "a price that a person looked up"}
+    unit, name = (timedelta(minutes=1), "minutes") if listing.source == "live" else (timedelta(days=1), "days")
+    return f"it was seen {age / unit:.0f} {name} ago; {what[listing.source]} counts for {limit / unit:g}"
 
 
 def usd(micros: float) -> str:

@@ -1,0 +1,98 @@
+"""Choosing a machine among thousands of listings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import configs
+from agents.gpu_orchestrator.market.desk import Desk
+from agents.gpu_orchestrator.market.gpus import GIB, GPUS
+from benchmarks.result import Goal, Series
+from configs import Settings
+from protocol.job import Plan
+from protocol.machine import Listing, ListingQuery, QuoteRequest
+
+TITLE = "Choosing a machine"
+METHOD = """\
+{count} synthetic listings of four providers and {gpus} GPUs, a third of which have something wrong with them. "Choose" is
+`select_optimal_provider` for a job of the tier balanced, with every listing weighed, the next {others} offers and the reasons of the others.
+"Judge and choose" is the same after a provider has told its prices anew, so that all listings are compared with the medians again. "List"
+answers `meetara offers`. In one process, with a random job for each round."""
+
+ROUNDS = 40
+COUNT = 5000
+GOAL_MS = 50.0
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PROVIDERS = ("lambda", "runpod", "vast", "elsewhere")
+
+
+def listings(random: Random, provider: str, count: int) -> list[Listing]:
+    """Return made-up listings whose prices follow the GPUs' speed, give or take half."""
+    made = []
+    for number in range(count):
+        gpu = random.choice(list(GPUS.values()))
+        gpus = random.choice([1, 1, 2, 4, 8])
+        price = gpu.tflops / 100 * random.uniform(0.5, 1.5) * gpus * random.choice([1, 1, 1, 1, 1, 1, 1, 0, 8, 0.1])
+        made.append(Listing(
+            provider=provider, id=f"{provider}-{number}", gpu=gpu.name, gpus=gpus, gpu_memory_bytes=gpu.memory_gib * GIB,
+            region=f"region-{number % 30}", spot=random.random() < 0.2, secure=random.random() < 0.8,
+            price_micros_per_hour=round(price * 1e6), disk_micros_per_gb_hour=random.choice([0, 140]), seen_at=NOW,
+        ))  # fmt: skip
+    return made
+
+
+def request(random: Random) -> QuoteRequest:
+    """Return a job on a base of four billion weights."""
+    plan = Plan(
+        rows=1000, held_out_rows=100, tokens=500_000, steps=846, parameters={}, base_parameters=4_000_000_000,
+        file_bytes=2_500_000_000, disk_bytes=20_000_000_000, memory_bytes=30_000_000_000, seconds_p50=1e6, seconds_p90=2e6,
+        working_bytes=4_000_000_000, trained_tokens=random.randrange(10**6, 10**7),
+    )  # fmt: skip
+    return QuoteRequest(job="bench", tier="balanced", plan=plan, deadline_hours=random.choice([None, 12.0]), untrusted_hosts=True)
+
+
+class _Shop:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def run(rounds: int, seed: int) -> Sequence[Series]:
+    """Run the rounds; see METHOD."""
+    random = Random(seed)
+    desk = Desk(configs.load(Settings.read()), [_Shop(name) for name in PROVIDERS])  # type: ignore[misc]
+    stock = {name: listings(random, name, COUNT // len(PROVIDERS)) for name in PROVIDERS}
+    for name, listed in stock.items():
+        desk.book.note(name, listed)
+    at = NOW + timedelta(minutes=1)
+    chosen, judged, listed_ms = [], [], []
+    desk.quote(request(random), (), at)
+    for _ in range(rounds):
+        wanted = request(random)
+        chosen.append(timed(lambda wanted=wanted: desk.quote(wanted, (), at)))  # type: ignore[misc]
+        desk.book.note("vast", stock["vast"])
+        judged.append(timed(lambda wanted=wanted: desk.quote(wanted, (), at)))  # type: ignore[misc]
+        listed_ms.append(timed(lambda: desk.page(ListingQuery(gpu="A100", max_price_usd=20), (), at)))
+    goal = Goal(kind="at most", value=GOAL_MS)
+    group = f"{COUNT:,} listings: milliseconds"
+    return [
+        Series(name=f"choose among {COUNT:,}", unit="ms", values=chosen, goal=goal, group=group, label="choose"),
+        Series(name="judge all and choose", unit="ms", values=judged, group=group, label="judge and choose"),
+        Series(name="list what fits a question", unit="ms", values=listed_ms, group=group, label="list"),
+    ]
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Return how many milliseconds something takes."""
+    began = time.perf_counter()
+    act()
+    return (time.perf_counter() - began) * 1e3
+
+
+def method() -> str:
+    """Return METHOD with its numbers."""
+    from agents.gpu_orchestrator.market.choice import OTHERS
+
+    return METHOD.format(count=f"{COUNT:,}", gpus=len(GPUS), others=OTHERS)
