@@ -259,6 +259,15 @@ class StopRequest(Strict):
     mode: Literal["cancel", "checkpoint"]
 
 
+class Probe(Strict):
+    """What the first steps on a machine really took; replaces what was only computed."""
+
+    steps: int = Field(ge=1, description="optimiser steps that were measured, 20 or a few more")
+    seconds: float = Field(gt=0, description="what these steps took")
+    step: int = Field(ge=1, description="optimiser steps that are done, those before an interruption included")
+    elapsed_s: float = Field(ge=0, description="from the start of the job on this machine to the end of the probe")
+
+
 class Report(Strict):
     """What a factory tells the conductor about a running job; refused when `fence` is old."""
 
@@ -267,12 +276,13 @@ class Report(Strict):
     lease: str | None = Field(
         default=None, description="the lease's id, which its holder alone was told; without it nothing is believed"
     )
-    kind: Literal["started", "stage_started", "stage_done", "done", "failed", "interrupted"]
+    kind: Literal["started", "stage_started", "stage_done", "done", "failed", "interrupted", "probed"]
     stage: Stage | None = None
     seconds: float | None = Field(default=None, description="measured time of the stage or of the job")
     artefacts: list[Artefact] = Field(default_factory=list)
     gates: dict[str, Gate] = Field(default_factory=dict)
     results: dict[str, Any] = Field(default_factory=dict, description="measured numbers for the result table")
+    probe: Probe | None = Field(default=None, description="kind probed, on rented machines: what the first steps took")
     again: bool = Field(default=False, description="the stage was finished before; told in case that the word got lost")
     reason: str = ""
     retry: Literal["never", "later", "other-worker"] = "never"
@@ -281,6 +291,8 @@ class Report(Strict):
     def _named(self) -> Report:
         if self.stage is None and self.kind in ("stage_started", "stage_done"):
             raise ValueError(f"a report of {self.kind} names its stage")
+        if (self.probe is None) == (self.kind == "probed"):
+            raise ValueError("a report of probed, and no other, has a probe")
         return self
 
 

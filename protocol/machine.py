@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from protocol.job import Plan, Strict
+from protocol.job import Plan, Probe, Strict
 
 
 class Device(Strict):
@@ -150,14 +150,6 @@ class Quote(Strict):
     finished_by: str | None = Field(
         default=None, description="a job that made this very model: the request would train nothing and cost nothing"
     )
-
-
-class Probe(Strict):
-    """What the first steps on a machine really took; replaces what was only computed."""
-
-    steps: int = Field(ge=1, description="optimiser steps that were measured; 20, or all where there are fewer")
-    seconds: float = Field(gt=0, description="what these steps took")
-    elapsed_s: float = Field(ge=0, description="from the start of the job on this machine to the end of the probe")
 
 
 class RequoteRequest(Strict):

@@ -15,6 +15,7 @@ from agents.conductor.decide import (
     Happening,
     ModeChanged,
     Refused,
+    Requoted,
     Resume,
     Routed,
     Stopped,
@@ -43,7 +44,7 @@ from protocol.job import (
     State,
     Submitted,
 )
-from protocol.machine import LeaseDelay, LeaseLost, LeaseRecall
+from protocol.machine import LeaseDelay, LeaseLost, LeaseRecall, Offer
 from protocol.money import BudgetMode
 from protocol.signature import signed_text, submission
 
@@ -103,6 +104,7 @@ class ConductorAgent(BaseAgent):
         for method in ("budget.reserve", "lease.request"):
             self.reply_handlers[method] = self.answered
         self.reply_handlers["offer.quote"] = self.quoted
+        self.reply_handlers["offer.requote"] = self.requoted
         self.reply_handlers["job.plan"] = self.planned
         self.reply_handlers["job.run"] = self.run_answered
         self.reply_handlers["job.stop"] = self.stop_answered
@@ -258,6 +260,10 @@ class ConductorAgent(BaseAgent):
     def quoted(self, answer: Answer, tx: Transaction) -> None:
         if not quoting.answered(answer, tx):
             self.answered(answer, tx)
+
+    def requoted(self, answer: Answer, tx: Transaction) -> None:
+        if isinstance(answer.result, Offer):  # what is refused, for instance after an upgrade, leaves the old quote as it was
+            self.happen(answer.key, Requoted(answer.result), tx)
 
     def answered(self, answer: Answer, tx: Transaction) -> None:
         happening: Any = Refused(answer.error) if answer.error else answer.result

@@ -37,6 +37,7 @@ from protocol.machine import (
     Offer,
     Quote,
     QuoteRequest,
+    RequoteRequest,
 )
 from protocol.money import BudgetMode, ReleaseRequest, Reservation, ReserveRequest, SettleRequest
 
@@ -68,6 +69,13 @@ class CancelAsked:
 @dataclass(frozen=True)
 class Stopped:
     """The factory confirmed a stop, or did not within STOP_LIMIT."""
+
+
+@dataclass(frozen=True)
+class Requoted:
+    """What the offer takes now that a probe has run on its machine."""
+
+    offer: Offer
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class ModeChanged:
 
 Happening = (
     Routed | Refused | CancelAsked | Stopped | Resume | Plan | Twin | TwinEnded | Quote | Reservation | LeaseGrant | Report
-    | LeaseLost | LeaseRecall | LeaseDelay | Approved | ModeChanged
+    | LeaseLost | LeaseRecall | LeaseDelay | Approved | ModeChanged | Requoted
 )
 
 
@@ -212,6 +220,8 @@ def decide(record: JobRecord, happening: Happening, now: datetime, mode: BudgetM
                 finish(decision, "cancelled", reason="cancelled by the user")
             elif record.recalled is not None:
                 interrupt(decision, record.recalled, counts=False, release=True)
+        case Requoted():
+            decision.fact("requoted", offer=happening.offer.model_dump(mode="json"))
         case Resume():
             if record.state is State.INTERRUPTED:
                 provision(decision)
@@ -399,6 +409,8 @@ def reported(decision: Decision, report: Report) -> None:
                 "stage_done", stage=report.stage.value, seconds=report.seconds, attempt=record.attempt,
                 results=report.results,
             )  # fmt: skip
+        case "probed":
+            probed(decision, report)
         case "done":
             finish(decision, "done", report)
         case "interrupted":
@@ -412,6 +424,18 @@ def reported(decision: Decision, report: Report) -> None:
             )  # fmt: skip
         case _:
             pass  # "started" changes nothing: the first stage tells it
+
+
+def probed(decision: Decision, report: Report) -> None:
+    """The first steps on a rented machine are measured: ask what the whole job takes by them."""
+    record = decision.record
+    assert report.probe is not None
+    decision.fact("probed", probe=report.probe.model_dump(mode="json"))
+    if record.offer is None or record.plan is None or record.lease is None:
+        return
+    offer = record.offer.model_copy(update={"price_micros_per_hour": record.lease.price_micros_per_hour})
+    request = RequoteRequest(job=record.job, offer=offer, plan=record.plan, probe=report.probe)
+    decision.call("offer.requote", request, f":{record.fence}")
 
 
 def interrupt(

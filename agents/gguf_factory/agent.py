@@ -12,6 +12,7 @@ from agents.gguf_factory import recovery
 from agents.gguf_factory.cache import Cache, look_up
 from agents.gguf_factory.device import device
 from agents.gguf_factory.launcher import Launcher
+from agents.gguf_factory.pace import Pace
 from agents.gguf_factory.process import CANCEL_GRACE, CHECKPOINT_GRACE, JobProcess, make_plan
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, trace
 from bus.lease import TTL
@@ -19,7 +20,7 @@ from bus.redact import of_error
 from configs import Configs, load
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, ErrorBody, LabError, Retry
-from protocol.job import Empty, Plan, PlanRequest, Progress, Report, RunRequest, Stage, StopRequest
+from protocol.job import Empty, Plan, PlanRequest, Probe, Progress, Report, RunRequest, Stage, StopRequest
 from protocol.machine import Card, LeaseGrant, LeaseRenewal
 
 RENEW = TTL * 4 / 15
@@ -60,6 +61,7 @@ class FactoryAgent(BaseAgent):
         self.launcher = Launcher(self.home)
         self.processes: dict[str, JobProcess] = {}
         self.stop_calls: dict[str, list[str]] = {}
+        self.paces: dict[tuple[str, int], Pace] = {}  # by job and fence
         self.leaving = False
         self.cache = Cache(self.home, self.configs.storage)
         self.plans: asyncio.PriorityQueue[Waiting] = asyncio.PriorityQueue()
@@ -251,6 +253,7 @@ class FactoryAgent(BaseAgent):
         return held is not None and held.fence == run.fence
 
     def forget(self, job: str, tx: Transaction) -> None:
+        self.paces = {key: pace for key, pace in self.paces.items() if key[0] != job}
         tx.connection.execute("DELETE FROM runs WHERE job = ?", (job,))
         tx.cancel_timer("renew", job)
         tx.drop_calls(job, "lease.renew")
@@ -277,12 +280,26 @@ class FactoryAgent(BaseAgent):
             }
         )  # fmt: skip
         self.emit("job_progress", progress, job=run.job)
+        if run.provider != "local" and progress.stage is Stage.TRAIN and progress.step:
+            self.probe(run, progress.step, with_time)
+
+    def probe(self, run: RunRequest, step: int, at: datetime) -> None:
+        """Tell the conductor, once for each lease of a rented machine, what the first steps took."""
+        found = self.paces.setdefault((run.job, run.fence), Pace()).heard(step, at)
+        if found is None:
+            return
+        probe = Probe(steps=found[0], seconds=found[1], step=step, elapsed_s=self.elapsed(run, at))
+        with self.transaction() as tx:
+            if self.current(run, tx):
+                self.report(run, "probed", tx, probe=probe)
 
     def cost_usd(self, run: RunRequest, at: datetime) -> float:
         """What the lease has cost so far; the conductor's books count the same time."""
-        process = self.home / "jobs" / run.job / "job.json"
-        seconds = max(0.0, at.timestamp() - process.stat().st_mtime)
-        return run.price_micros_per_hour * seconds / 3600 / 1e6
+        return run.price_micros_per_hour * self.elapsed(run, at) / 3600 / 1e6
+
+    def elapsed(self, run: RunRequest, at: datetime) -> float:
+        """Return the seconds since the job began on this machine."""
+        return max(0.0, at.timestamp() - (self.home / "jobs" / run.job / "job.json").stat().st_mtime)
 
     # stopping
 

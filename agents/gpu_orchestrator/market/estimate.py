@@ -9,8 +9,8 @@ from agents.gpu_orchestrator.market.gpus import Gpu
 from agents.gpu_orchestrator.market.history import Calibration
 from configs import Provider
 from configs.providers import Rented
-from protocol.job import Plan
-from protocol.machine import Listing, Offer, Probe
+from protocol.job import Plan, Probe
+from protocol.machine import Listing, Offer
 
 FLOPS_PER_TOKEN = 4
 """Times the base's weights: LoRA needs the forward pass and the gradient of activations, not of weights."""
@@ -121,7 +121,7 @@ def requoted(offer: Offer, plan: Plan, probe: Probe, listing: Listing | None, lo
         listing: what the offer was made from, for disk and egress; None: a local slot, or one that is sold no more.
     """
     steps = plan.steps * (1 + float(plan.parameters.get("control_share") or 0))
-    rest = max(0.0, steps - probe.steps) * probe.seconds / probe.steps
+    rest = max(0.0, steps - probe.step) * probe.seconds / probe.steps
     around = terms.provisioning_seconds if offer.paid else 0.0
     seconds = around + probe.elapsed_s + rest + (export_seconds(plan) if offer.paid else 0.0)
     p50, p90 = milliseconds(seconds), milliseconds(seconds * MEASURED_SPREAD)

@@ -13,6 +13,7 @@ from agents.conductor.decide import (
     Decision,
     Happening,
     Refused,
+    Requoted,
     Resume,
     Routed,
     Stopped,
@@ -127,6 +128,8 @@ class PureJob:
             self.happen(Stopped())
         elif isinstance(result, LabError):
             self.happen(Refused(result))
+        elif isinstance(result, Offer):
+            self.happen(Requoted(result))
         elif call.method != "job.run":
             self.happen(result)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agents.conductor.decide import ATTEMPTS, BACKOFF, CancelAsked, Refused, Resume, Routed, Stopped, late, pause
 from protocol.errors import Code, LabError
-from protocol.job import Stage, State, Submitted
+from protocol.job import Probe, Stage, State, Submitted
 from protocol.machine import LeaseRelease
 from protocol.money import ReleaseRequest, SettleRequest
 from tests.agents.conductor.jobs import (
@@ -280,3 +280,19 @@ def test_all_attempts_are_paid_for():
 @given(st.data())
 def test_whatever_happens_a_job_keeps_its_promises(data):
     live(PureJob(), data, steps=data.draw(st.integers(0, 40)))
+
+
+def test_a_probe_on_a_rented_machine_is_priced_by_what_is_paid_there():
+    job = running()
+    probe = Probe(steps=20, seconds=4.0, step=21, elapsed_s=30.0)
+    job.report(report(1, "probed", probe=probe))
+    (call,) = job.made("offer.requote")
+    assert call.params.probe == probe and call.params.plan == PLAN
+    assert call.params.offer.price_micros_per_hour == grant(1).price_micros_per_hour
+    better = call.params.offer.model_copy(update={"seconds_p50": 40.0})
+    before = job.record
+    job.answer(call.id, better)
+    assert job.names()[-2:] == ["probed", "requoted"]
+    assert (job.record.state, job.record.offer, job.record.lease) == (before.state, before.offer, before.lease)
+    job.report(report(9, "probed", probe=probe))
+    assert job.names()[-1] == "fenced" and len(job.made("offer.requote")) == 1

@@ -187,7 +187,7 @@ async def test_what_a_job_took_corrects_the_next_quote(stall):
 async def test_a_probe_requotes_an_offer(stall):
     await stall.look()
     offer = (await stall.ask("q", "offer.quote", **request(providers=["lambda"])))["result"]["choice"]
-    probe = {"steps": 20, "seconds": 2.0, "elapsed_s": 60.0}
+    probe = {"steps": 20, "seconds": 2.0, "step": 20, "elapsed_s": 60.0}
     made = (await stall.ask("p", "offer.requote", job="j", offer=offer, plan=request()["plan"], probe=probe))["result"]
     assert made["seconds_p50"] == pytest.approx(600 + 60 + 82.6 + 168, abs=0.01) and made["machine"] == "a"
     assert made["reservation_micros"] < offer["reservation_micros"]

@@ -4,7 +4,8 @@ from agents.gpu_orchestrator.market.estimate import cost, gpu_bytes, requoted, r
 from agents.gpu_orchestrator.market.gpus import GPUS
 from agents.gpu_orchestrator.market.history import Calibration
 from configs.providers import Rented
-from protocol.machine import Offer, Probe
+from protocol.job import Probe
+from protocol.machine import Offer
 from tests.agents.gpu_orchestrator.market.samples import listing, plan, terms
 
 SURE = Calibration(1.0, 1.5, 20, "")
@@ -37,16 +38,16 @@ def paid(**changes) -> Offer:
 
 
 def test_a_probe_replaces_the_arithmetic():
-    probe = Probe(steps=20, seconds=40, elapsed_s=100)
+    probe = Probe(steps=20, seconds=40, step=21, elapsed_s=100)
     made = requoted(paid(), plan(), probe, None, terms(), Rented())
-    seconds = 600 + 100 + (846 - 20) * 2 + 120 + 48  # boot, until the probe's end, the other steps at its pace, export
+    seconds = 600 + 100 + (846 - 21) * 2 + 120 + 48  # boot, until the probe's end, the other steps at its pace, export
     assert made.seconds_p50 == seconds and made.seconds_p90 == pytest.approx(1.3 * seconds)
     assert made.cost_p50_micros == seconds * 1000
     assert made.reservation_micros == pytest.approx((1.3 * seconds + 120) * 1100, abs=2)
 
 
 def test_control_training_and_disk_are_not_forgotten_by_a_probe():
-    probe = Probe(steps=20, seconds=40, elapsed_s=100)
+    probe = Probe(steps=20, seconds=40, step=21, elapsed_s=100)
     more = requoted(paid(), plan(parameters={"control_share": 0.5}), probe, listing(disk_micros_per_gb_hour=1000), terms(), Rented())
     plain = requoted(paid(), plan(), probe, None, terms(), Rented())
     assert more.seconds_p50 - plain.seconds_p50 == 846
@@ -54,5 +55,5 @@ def test_control_training_and_disk_are_not_forgotten_by_a_probe():
 
 
 def test_a_local_offer_is_requoted_by_its_own_terms():
-    made = requoted(paid(provider="local"), plan(), Probe(steps=846, seconds=400, elapsed_s=450), None, terms(), Rented())
+    made = requoted(paid(provider="local"), plan(), Probe(steps=845, seconds=400, step=846, elapsed_s=450), None, terms(), Rented())
     assert made.seconds_p50 == 450
