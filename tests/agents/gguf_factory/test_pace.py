@@ -1,7 +1,6 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,7 +28,8 @@ def test_a_training_that_goes_back_begins_its_probe_anew() -> None:
 async def test_only_a_rented_machine_reports_its_probe(tmp_path: Path, provider: str) -> None:
     rig = Rig(tmp_path)
     run = rig.run.model_copy(update={"provider": provider})
-    rig.agent.now = lambda: rig.now  # type: ignore[method-assign,attr-defined]
+    clock = [NOON]
+    rig.agent.now = lambda: clock[0]  # type: ignore[method-assign]
     folder = rig.agent.home / "jobs" / run.job
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.json").write_text("{}")
@@ -37,14 +37,15 @@ async def test_only_a_rented_machine_reports_its_probe(tmp_path: Path, provider:
     with rig.agent.transaction() as tx:
         tx.connection.execute("UPDATE runs SET request = ?", (run.model_dump_json(),))
     for step in (1, 15, 31, 60):
-        rig.now = began + timedelta(seconds=step)  # type: ignore[attr-defined]
+        clock[0] = began + timedelta(seconds=step)
         rig.agent.heard(run, {"kind": "progress", "stage": "train", "step": step})
     rows = rig.agent.store.connection.execute("SELECT message FROM outbox WHERE method = 'job.report'").fetchall()
-    reports: list[Any] = [Report.model_validate(json.loads(row["message"])["data"]) for row in rows]
+    reports = [Report.model_validate(json.loads(row["message"])["data"]) for row in rows]
     if provider == "local":
         assert reports == []
     else:
         (told,) = reports
+        assert told.probe is not None
         assert (told.kind, told.probe.steps, told.probe.step) == ("probed", 30, 31)
         assert told.probe.seconds == pytest.approx(30) and told.probe.elapsed_s == pytest.approx(31)
     rig.agent.store.close()
