@@ -300,13 +300,77 @@ def cancel(
 
 
 @app.command()
-def budget(
-    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
-) -> None:
-    """Show what was spent, what is reserved and what is left."""
-    from meetara.screens.budget import budget as screen
+def approve(
+    job: Annotated[
+        str,
+        typer.Argument(metavar="JOB|budget", help="A job that waits, or the raised budgets.", autocompletion=complete.jobs),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Let a job spend what was quoted, or a budget be raised; signed by the home's key."""
+    from meetara.screens.approve import approve as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(_where(home, host, port, lab), job, yes=yes, as_json=as_json, console=console())))
+
+
+@app.command()
+def refuse(
+    job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """End a job that waits for approval; nothing of it was started."""
+    from meetara.screens.approve import refuse as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+
+
+budget = typer.Typer(invoke_without_command=True, help="What was spent, what is reserved, what is left; budgets are set here.")
+app.add_typer(budget, name="budget")
+
+
+@budget.callback()
+def show_budget(
+    context: typer.Context,
+    csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="Write every entry of the ledger; - is stdout.", show_default=False),
+    ] = None,
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what was spent, what is reserved and what is left; or set a budget."""
+    from meetara.screens import budget as screen
+
+    if context.invoked_subcommand is not None:
+        return
+    where = _where(home, host, port, lab)
+    if csv is not None:
+        if as_json:
+            raise typer.BadParameter("give --csv or --json")
+        raise typer.Exit(run(screen.export(where, csv, console=console())))
+    raise typer.Exit(run(screen.budget(where, as_json=as_json, console=console())))
+
+
+@budget.command("set", context_settings={"ignore_unknown_options": True})
+def set_budget(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="daily_usd, weekly_usd or monthly_usd.")],
+    usd: Annotated[str, typer.Argument(metavar="USD", help="The new budget, in US dollars.")],
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Set a budget: lower at once, higher when it is signed or approved."""
+    from meetara.screens.budget import change as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), name, usd, as_json=as_json, console=console())))
+
+
+@budget.command()
+def unfreeze(
+    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="Whose bill is explained.")],
+    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Rent again from a provider whose bill was far from its price; signed by the home's key."""
+    from meetara.screens.budget import unfreeze as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), provider, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -630,6 +694,62 @@ def list_users(home: Home = None, as_json: Json = False) -> None:
     from meetara.screens.access import list_users as screen
 
     raise typer.Exit(screen({"home": home}, as_json=as_json))
+
+
+keys = typer.Typer(no_args_is_help=True, help="Who may spend: keys that sign, and keys that the lab trusts.")
+app.add_typer(keys, name="keys")
+
+KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]
+
+
+@keys.command("make")
+def make_key(
+    name: Annotated[str, typer.Option("--name", help="What the lab calls it.")] = "owner", home: Home = None, as_json: Json = False
+) -> None:
+    """Make this home's key; its lab trusts it, and what is sent from this home is signed."""
+    from meetara.screens.keys import make as screen
+
+    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
+
+
+@keys.command("add")
+def add_key(
+    name: KeyName,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The public key, as `meetara keys make` has shown it.")],
+    home: Home = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Let the lab trust a key that was made elsewhere."""
+    from meetara.screens.keys import add as screen
+
+    raise typer.Exit(screen({"home": home}, name, key, as_json=as_json))
+
+
+@keys.command("remove")
+def remove_key(name: KeyName, home: Home = None, as_json: Json = False) -> None:
+    """Let the lab trust a key no more; what it has signed goes on."""
+    from meetara.screens.keys import remove as screen
+
+    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
+
+
+@keys.command("list")
+def list_keys(home: Home = None, as_json: Json = False) -> None:
+    """List the keys that the lab trusts, and the home's own."""
+    from meetara.screens.keys import list_keys as screen
+
+    raise typer.Exit(screen({"home": home}, as_json=as_json))
+
+
+@keys.command("sign")
+def sign_request(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A request as JSON.")],
+    id: Annotated[str | None, typer.Option("--id", help="The job's id; default: the request's, or a new one.", show_default=False)] = None,
+    home: Home = None, lab: LabName = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Print a request with its signature, to be published with any MQTT client."""
+    from meetara.screens.keys import sign as screen
+
+    raise typer.Exit(screen({"home": home, "lab": lab}, file, id))
 
 
 data = typer.Typer(no_args_is_help=True, help="Data sets, before anything is trained on them.")

@@ -39,7 +39,7 @@ FLAGS = {
     "train_data": "--train-data", "only": "--only", "types": "--type", "out": "--out", "file": "FILE",
     "quantisation": "--quantisation", "profile": "--profile", "licence": "--licence", "deadline_hours": "--deadline",
     "providers": "--provider", "provider": "--provider", "gpu": "--gpu", "max_price_usd": "--max-price", "region": "--region",
-    "min_gpu_memory_gb": "--min-memory", "emotion": "--emotion", "text": "TEXT",
+    "min_gpu_memory_gb": "--min-memory", "csv": "--csv", "yes": "--yes", "usd": "USD", "key": "KEY", "emotion": "--emotion", "text": "TEXT",
 }  # fmt: skip
 """The flag behind a field of a request."""
 

@@ -9,17 +9,20 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bus import BrokerAddress, Client
+from bus import BrokerAddress, Client, keys
 from meetara.home import locate
 from meetara.news import JOB_TOPICS, News, heard, news, parsed
 from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
 from protocol.job import (
     FINAL,
+    ApproveRequest,
     Empty,
     EventsQuery,
     JobEvent,
@@ -29,9 +32,20 @@ from protocol.job import (
     JobQuery,
     Profile,
     Submitted,
+    digest,
 )
 from protocol.machine import Card, ListingPage, ListingQuery, Presence, Quote
-from protocol.money import BudgetReport
+from protocol.money import (
+    BudgetReport,
+    CapName,
+    CapReply,
+    CapRequest,
+    EntriesQuery,
+    Entry,
+    EntryPage,
+    UnfreezeRequest,
+)
+from protocol.signature import Signature, signed_text, submission
 from protocol.voice import (
     MAX_AUDIO_PART,
     AudioPart,
@@ -143,6 +157,21 @@ class Job:
         found: JobSnapshot = await self._lab.client.call("job.cancel", JobQuery(job=self.id))
         return found
 
+    async def approve(self, amount_micros: int) -> JobSnapshot:
+        """Let a job go on that waits for approval, signed by the home's key.
+
+        Args:
+            amount_micros: what it may reserve; a tenth more is let pass. The price that is asked for is `snapshot().approval`.
+
+        Raises:
+            LabError: CONFIGURATION, the home has no key; INVALID_PARAMS, the lab does not trust it; CONFLICT, the job does
+                not wait.
+        """
+        signature = self._lab.signed("job.approve", self.id, amount_micros)
+        asked = ApproveRequest(job=self.id, amount_micros=amount_micros, signature=signature)
+        found: JobSnapshot = await self._lab.client.call("job.approve", asked)
+        return found
+
 
 class Lab:
     """A connection to a running lab. Everything not given is found as the command line finds it.
@@ -242,8 +271,13 @@ class Lab:
             licence=licence, checkpoints=checkpoints, deadline_hours=deadline_hours, providers=providers,
             untrusted_hosts=untrusted_hosts,
         )  # fmt: skip
+        id = id or uuid7()
+        key = keys.own(self.home / keys.FOLDER)
+        if key is not None:
+            signature = key.sign(submission(self.lab, id, digest(request)))
+            request = request.model_copy(update={"signature": signature})
         submitted: Submitted = await self.client.call(
-            "train.submit", request, id=id or uuid7(), timeout=timeout, priority=priority
+            "train.submit", request, id=id, timeout=timeout, priority=priority
         )
         if submitted.state is State.REFUSED:
             raise LabError(
@@ -304,6 +338,60 @@ class Lab:
         """Return the state of the ledger."""
         report: BudgetReport = await self.client.call("budget.report", Empty())
         return report
+
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        """Yield every line of the ledger, the oldest first."""
+        after, more = 0, True
+        while more:
+            page: EntryPage = await self.client.call("budget.entries", EntriesQuery(after=after))
+            for entry in page.entries:
+                yield entry
+                after = entry.number
+            more = page.more
+
+    async def set_budget(self, name: CapName, usd: float, *, sign: bool = True) -> CapReply:
+        """Change a budget: a lower one holds at once, a higher one when it is signed by a key that the lab trusts.
+
+        Args:
+            name: daily_usd, weekly_usd or monthly_usd.
+            sign: with the home's key, where it has one.
+
+        Raises:
+            LabError: INVALID_PARAMS, no budget can be so; BUDGET, it is below what is spent and reserved.
+        """
+        at = datetime.now(UTC)
+        request = checked(CapRequest, {"name": name, "usd": usd})
+        if sign and keys.own(self.home / keys.FOLDER) is not None:
+            micros = int((Decimal(str(request.usd)) * 1_000_000).to_integral_value(ROUND_FLOOR))
+            signature = self.signed("budget.set", name, micros, at.isoformat())
+            request = request.model_copy(update={"at": at, "signature": signature})
+        reply: CapReply = await self.client.call("budget.set", request)
+        return reply
+
+    async def unfreeze(self, provider: str) -> None:
+        """Trust a provider again whose bill was far from its price, signed by the home's key.
+
+        Raises:
+            LabError: NOT_FOUND, it is not frozen; else as `Job.approve`.
+        """
+        at = datetime.now(UTC)
+        signature = self.signed("budget.unfreeze", provider, at.isoformat())
+        await self.client.call("budget.unfreeze", UnfreezeRequest(provider=provider, at=at, signature=signature))
+
+    def signed(self, method: str, *parts: str | int) -> Signature:
+        """Sign a call with the home's key.
+
+        Raises:
+            LabError: CONFIGURATION, the home has none.
+        """
+        key = keys.own(self.home / keys.FOLDER)
+        if key is None:
+            raise LabError(
+                Code.CONFIGURATION, f"the home {self.home} has no key to sign with.",
+                advice="Make one: meetara keys make. Where the lab is another home's, its owner then adds it there.",
+                file=str(self.home / keys.FOLDER),
+            )  # fmt: skip
+        return key.sign(signed_text(self.lab, method, *parts))
 
     async def route(self, text: str, *, timeout: float | None = None) -> TextRoute:
         """Ask which domain a text belongs to; nothing is started.

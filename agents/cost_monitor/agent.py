@@ -151,7 +151,7 @@ class CostMonitorAgent(BaseAgent):
             if request.at is None:
                 raise LabError(Code.INVALID_PARAMS, "at: a signature needs its time.", advice="Sign again.", field="at")
             text = signed_text(self.topics.lab, "budget.set", request.name, micros(request.usd), request.at.isoformat())
-            signer = keys.signer(self.home / keys.FOLDER, request.signature, text)
+            signer = keys.who(self.home / keys.FOLDER, request.signature, text)
         reply = self._budget(tx).set(request, signer, tx.now)
         self.log.warning("budget", name=reply.name, state=reply.state, cap_micros=reply.cap_micros, signer=signer)
         self._tell(self._ledger(tx).note(tx.now), tx)

@@ -29,6 +29,8 @@ WAITS = {
     State.RESERVED: "waits for a machine", State.PROVISIONING: "waits for a machine",
     State.AWAITING_APPROVAL: "waits for approval", State.INTERRUPTED: "interrupted; goes on soon",
 }  # fmt: skip
+TELLING = (State.ROUTED, State.QUOTED, State.AWAITING_APPROVAL)
+"""States in which a job says itself what it waits for."""
 PRIORITIES = {2: "high", 3: "critical"}
 
 
@@ -170,7 +172,7 @@ class JobLines:
                 reason = f" from the cache: {job.cached_from} made it"
             return Text.assemble((job.state.value, colour), (f" {age}", "dim"), reason)
         urgent = PRIORITIES.get(job.priority)
-        waits = job.reason.rstrip(".") if job.state is State.ROUTED and job.reason else WAITS.get(job.state, job.state.value)
+        waits = job.reason.rstrip(".") if job.state in TELLING and job.reason else WAITS.get(job.state, job.state.value)
         return Text.assemble(waits, (f" · {urgent}" if urgent else "", "bold yellow"))
 
     def _loss(self, job: JobSnapshot, numbers: dict[str, Text], width: int) -> Text:

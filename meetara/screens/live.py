@@ -115,12 +115,12 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last: tuple[str, Stage | None] | None = None
+        self._last: tuple[str, Stage | None, str | None] | None = None
         self._tenth = 0
 
     def show(self, view: View) -> None:
         """Print a line when something worth one has changed."""
-        now = (view.state, view.stage)
+        now = (view.state, view.stage, view.snapshot.reason if view.snapshot is not None else None)
         tenth = int((view.share or 0.0) / QUIET_STEP + 1e-9)
         if now != self._last:
             self._last, self._tenth = now, 0
