@@ -39,7 +39,7 @@ def error_of(outcome) -> dict:
 @pytest.mark.parametrize(
     "command", [["jobs"], ["watch"], ["job", "x"], ["cancel", "x"], ["budget"], ["agents"], ["say", "hello"],
                 ["route", "hello"], ["train", "--for", "sleeping better", "--data", "x.jsonl"],
-                ["train", "--domain", "sleep", "--data", "x.jsonl"], ["budget", "set", "daily_usd", "-5"], ["budget", "--csv", "-"],
+                ["train", "--domain", "sleep", "--data", "x.jsonl"], ["budget", "set", "daily_usd", "-5"], ["budget", "unfreeze", "vast"],
                 ["approve", "x"], ["approve", "budget"], ["refuse", "x"]],
 )  # fmt: skip
 def test_without_a_lab_every_command_says_so_and_exits_with_3(call, tmp_path, command):
