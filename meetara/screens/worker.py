@@ -188,7 +188,7 @@ async def _run(command: Sequence[str], environment: Mapping[str, str], log: Path
 async def _show(process: asyncio.subprocess.Process, *, as_json: bool, console: Console) -> LabError | None:
     """Show what the worker tells until it ends; return the error that it told."""
     view, wrong = View(), None
-    pictured = console.is_terminal and not as_json
+    pictured = console.is_terminal and sys.stdout.isatty() and not as_json  # notebooks claim to be terminals
     live = Live(view, console=console, refresh_per_second=REFRESH) if pictured else nullcontext()
     assert process.stdout is not None
     with live:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
 import json
 import os
 import shutil
-import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,76 +24,22 @@ from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.store import filesystem
 from agents.gguf_factory.worker import Worker
 from bus import BaseAgent, Transaction, Wiring, certs, workers
-from bus.broker import Broker, free_port
-from bus.door import Door
+from bus.broker import free_port
 from bus.lease import TTL
-from bus.mosquitto import find_mosquitto
 from bus.session import Session
 from protocol import Code, LabError, MCPMessage, Progress
-from protocol.address import Endpoint
 from protocol.job import Empty, Report, RunRequest, Stage
-from protocol.machine import Card, LeaseGrant, LeaseRenewal, Presence
+from protocol.machine import LeaseGrant, LeaseRenewal
 from tests.agents.gguf_factory.bases import make_base
 from tests.agents.gguf_factory.runs import make_job
+from tests.doors import Ground, heard, opened
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-AGENTS = {"conductor-1": "conductor", "gpu_orchestrator-1": "gpu_orchestrator"}
-
-
-class Ground:
-    """A broker, and a door with TLS before it."""
-
-    def __init__(self, broker: Broker, door: Door, folder: Path) -> None:
-        self.broker, self.door, self.folder = broker, door, folder
-        self.control = broker.address("gpu_orchestrator-1")
-
-    @property
-    def url(self) -> str:
-        return f"mqtts://localhost:{self.door.port}"
-
-    def token(self, rental: str) -> workers.Token:
-        return workers.make(rental, provider="vast", ca=self.folder / "certs" / "ca.pem")
-
-    def worker(
-        self, token: workers.Token, tell: Callable[[dict[str, Any]], None] = lambda _: None, **given: Any
-    ) -> Worker:
-        whole = {"broker": self.url, "home": self.folder / token.worker, "ca": None, "slots": 1, "wait": 60.0, "idle": 600.0}
-        return module.worker_of(argparse.Namespace(**{**whole, **given}), token, tell)
-
-    @contextlib.asynccontextmanager
-    async def watching(self, worker: str) -> AsyncIterator[Session]:
-        async with Session.connect(self.control, f"watch-{worker}", durable=False) as session:
-            for kind in ("card", "presence"):
-                await session.subscribe(f"meetara/v1/lab/agent/gguf_factory/{worker}/{kind}")
-            yield session
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ground(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ground]:
-    folder = tmp_path_factory.mktemp("ground")
-    certs.make(folder / "certs", hosts=[], now=datetime.now(UTC))
-    broker = Broker(folder, 0, agents=AGENTS, program=find_mosquitto())
-    await broker.start()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(folder / "certs" / "broker.pem", folder / "certs" / "broker.key")
-    door = Door(Endpoint("127.0.0.1", free_port(), tls=True), broker.address(), tls=context)
-    await door.open()
-    yield Ground(broker, door, folder)
-    await door.close()
-    await broker.stop()
-
-
-async def heard(session: Session) -> dict[str, Any]:
-    """Return the first card and presence that come."""
-    found: dict[str, Any] = {}
-    async with asyncio.timeout(20):
-        while len(found) < 2:
-            for incoming in await session.receive():
-                session.ack(incoming)
-                kind = incoming.topic.rpartition("/")[2]
-                found[kind] = (Card if kind == "card" else Presence).model_validate_json(incoming.payload)
-    return found
+    async with opened(tmp_path_factory.mktemp("ground")) as found:
+        yield found
 
 
 def rented(ground: Ground, token: workers.Token, *arguments: str, **environment: str) -> Any:
