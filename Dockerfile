@@ -2,6 +2,7 @@
 # llama.cpp's converter, code. Compilers stay in a stage of their own. `docker compose build` passes the arguments.
 #
 #   TORCH_INDEX       a further package index, for example one with a smaller build of torch for processors
+#   --target worker   the image of machines elsewhere (docs/worker.md)
 #   docker/wheels/    wheels that lie there are preferred to the index's (docker/wheels/README.md)
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -46,7 +47,7 @@ COPY --from=llama /built/ /wheels/
 COPY --from=project /project/ /project/
 RUN python3 -m venv /opt/venv \
  && python -m pip install --no-cache-dir --find-links /wheels -c /project/constraints.txt \
-      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} /project pyarrow \
+      ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} /project pyarrow s3fs \
  && cd /opt/venv/lib/python3.*/site-packages \
  && rm -rf torch/test torch/include pyarrow/tests pyarrow/include \
  && python -m pip uninstall --yes pip
@@ -68,7 +69,7 @@ COPY . .
 RUN rm -r docker models data && python -m compileall -q .
 
 
-FROM system
+FROM system AS lab
 ARG VERSION=0.1.0
 ARG REVISION=
 LABEL org.opencontainers.image.title="meetara lab" \
@@ -92,3 +93,16 @@ COPY data/ data/
 COPY --from=code /opt/meetara ./
 USER meetara
 CMD ["meetara", "--help"]
+
+
+# What a rented machine runs: the same program, which dials out. MEETARA_BROKER and MEETARA_TOKEN come from whoever starts it. For
+# GPUs leave TORCH_INDEX empty: pip's own torch for Linux is then the CUDA build, and the vendor's runtime brings the driver.
+FROM lab AS worker
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+STOPSIGNAL SIGTERM
+CMD ["meetara", "worker"]
+
+
+# The last stage is what is built where none is named.
+FROM lab

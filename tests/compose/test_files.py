@@ -86,3 +86,15 @@ def test_versions_in_the_dockerfile_are_those_of_the_project() -> None:
     assert arguments["PYTHON_IMAGE"] == PYTHON_IMAGE and services()["broker"]["image"] == BROKER_IMAGE
     for pin in re.findall(r"(\S+)==([\d.]+)", (ROOT / "docker/wheels/README.md").read_text(encoding="utf-8")):
         assert f"{pin[0].replace('-', '_')}=={pin[1]}" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_the_workers_image_is_the_labs_and_what_is_built_by_default_is_not_it() -> None:
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, re.MULTILINE)
+    assert ("lab", "worker") in stages and stages[-1] == ("lab", "")
+    worker = DOCKERFILE.partition("FROM lab AS worker")[2].partition("FROM lab\n")[0]
+    assert 'CMD ["meetara", "worker"]' in worker and "utility" in worker, "nvidia-smi comes with that capability"
+    assert "TOKEN=" not in DOCKERFILE
+
+
+def test_the_broker_can_write_down_its_workers() -> None:
+    assert "broker:/mosquitto/config" in services()["broker"]["volumes"]
