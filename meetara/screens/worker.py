@@ -217,6 +217,6 @@ def _shut_down() -> None:
     if not command:
         return
     try:
-        subprocess.run(shlex.split(command), timeout=SHUTDOWN_S, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        subprocess.run(shlex.split(command), timeout=SHUTDOWN_S, check=True, stdin=subprocess.DEVNULL, stdout=2)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         tell(f"{SHUTDOWN} failed, so this machine may go on costing money: {error}")

@@ -12,32 +12,39 @@ import ssl
 import struct
 import sys
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.ledger import Ledger
 from agents.cost_monitor.tables import MIGRATIONS as LEDGER
-from agents.gguf_factory import compare, dataset, machine, place, plan, proof, recovery, talk, targets
+from agents.gguf_factory import compare, dataset, machine, place, plan, proof, recovery, staging, talk, targets
 from agents.gguf_factory.adapter import BASE_NAME, BASE_QUANTISATION
 from agents.gguf_factory.checkpoint_store import CheckpointStore
 from agents.gguf_factory.gates import Measured, judge, verdict
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.gguf_values import add_values
+from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.llama import BASE_SHA256
 from agents.gguf_factory.loop import Loop
 from agents.gguf_factory.loop import Settings as TrainingSettings
 from agents.gguf_factory.rows import Schedule
 from agents.gguf_factory.work import make_plan
+from agents.gguf_factory.worker import worker_of
 from agents.gpu_orchestrator.market import desk
 from agents.router import core
-from bus import BrokerAddress, Client, Wiring
+from bus import BrokerAddress, Client, Wiring, workers
 from bus import certs as bus_certs
 from bus.address import tls_failure
 from bus.broker import check_port, free_port
@@ -201,6 +208,35 @@ def wrong_ca(ground: Ground) -> str:
     path = ground.folder / "ca.pem"
     path.write_text("no certificate")
     return error_of(lambda: BrokerAddress("broker.example", 8883, tls=True, ca=path).tls_context())
+
+
+def token(ground: Ground, **changes: str) -> workers.Token:
+    certs = ground.folder / "certs"
+    bus_certs.make(certs, hosts=[], now=datetime.now(UTC))
+    return replace(workers.make("r1", provider="vast", ca=certs / "ca.pem"), **changes)
+
+
+def started_worker(ground: Ground, mine: workers.Token, **changes: Any) -> Any:
+    given = {"broker": f"mqtts://localhost:{free_port()}", "home": ground.folder / "worker", "ca": None, "slots": 1}
+    return worker_of(Namespace(**{**given, "wait": 0.0, "idle": 600.0, **changes}), mine, lambda _: None)
+
+
+def worker_fails(ground: Ground, error: Exception | None = None) -> str:
+    """Run a worker that finds no broker, or one that answers so."""
+    worker = started_worker(ground, token(ground))
+    if error is None:
+        return error_of(worker.run)
+    try:
+        return error_of(lambda: worker.disconnected(error))
+    finally:
+        worker.store.close()
+
+
+def changed_base(ground: Ground) -> str:
+    store = (ground.folder / "store").as_uri()
+    target = staging._base(str(ground.base), store, Hashes(ground.folder))
+    (ground.folder / "store" / target.removeprefix(f"{store}/") / "config.json").write_text("{}")
+    return error_of(lambda: staging._fetched(target, ground.folder / "elsewhere"))
 
 
 def lacks_host(ground: Ground) -> str:
@@ -478,6 +514,15 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "There are no certificates": lambda ground: supervised(ground, listen="0.0.0.0:8883"),
     "A lab on another broker cannot listen": lambda ground: supervised(ground, listen="0.0.0.0:8883", broker="broker.example"),
     "A container's agent has no such name": lambda ground: error_of(lambda: role_of("worker")),
+    "The token is incomplete": lambda ground: error_of(lambda: workers.Token.read("mtw1.abc")),
+    "The token is not taken": lambda ground: worker_fails(ground, MqttConnectError(ReasonCode(PacketTypes.CONNACK, identifier=0x87))),
+    "The worker is of another version": lambda ground: error_of(token(ground, version="9.9.9", words="0" * 64).check),
+    "The lab does not answer a worker": worker_fails,
+    "A token is not sent in the open": lambda ground: error_of(
+        lambda: started_worker(ground, token(ground), broker="lab.example:1883")
+    ),
+    "The store cannot be written": lambda ground: error_of(lambda: staging.put(rows(ground, ROW), "nosuch://bucket/lab/rows.jsonl")),
+    "A base in the store was changed": changed_base,
     "A login cannot have this name": lambda ground: error_of(lambda: add(ground.folder, "my name", {})),
     "The domain is unknown": lambda ground: routed(domain="slep"),
     "The tier is unknown": lambda ground: routed(tier="golden"),
