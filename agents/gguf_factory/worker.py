@@ -66,7 +66,7 @@ class Worker(FactoryAgent):
         tell: takes what happens, as facts of one line.
         wait_s: seconds that the broker may be away at first.
         idle_s: seconds without a job after which it ends.
-        elapsed: seconds of a clock that only goes forward.
+        monotonic: seconds of a clock that only goes forward.
         configs: the configuration; default: as it is found.
     """
 
@@ -74,7 +74,7 @@ class Worker(FactoryAgent):
 
     def __init__(
         self, wiring: Wiring, token: workers.Token, *, slots: int = 1, tell: Callable[[dict[str, Any]], None],
-        wait_s: float = WAIT_S, idle_s: float = IDLE_S, elapsed: Callable[[], float] = time.monotonic,
+        wait_s: float = WAIT_S, idle_s: float = IDLE_S, monotonic: Callable[[], float] = time.monotonic,
         configs: Configs | None = None,
     ) -> None:  # fmt: skip
         super().__init__(wiring, configs)
@@ -82,9 +82,9 @@ class Worker(FactoryAgent):
         self.slots = slots
         self.tell = tell
         self.wait_s, self.idle_s = wait_s, idle_s
-        self.elapsed = elapsed
+        self.monotonic = monotonic
         del self.message_handlers["job.plan"]
-        self._began = self._busy_at = elapsed()
+        self._began = self._busy_at = monotonic()
         self._online_once = False
         self._refused_since: float | None = None
         self._told_offline = False
@@ -116,7 +116,7 @@ class Worker(FactoryAgent):
 
     def disconnected(self, error: aiomqtt.MqttError) -> None:
         """Try again, unless the broker does not know this token (any more), or never was there."""
-        now = self.elapsed()
+        now = self.monotonic()
         if not self._told_offline:
             self.tell({"kind": "offline", "reason": str(error)})
             self._told_offline = True
@@ -152,7 +152,7 @@ class Worker(FactoryAgent):
     async def _leave_when_idle(self) -> None:
         """It does not ask the bus: a job's process is ended where nobody renews its lease."""
         while True:
-            now = self.elapsed()
+            now = self.monotonic()
             if self.processes:
                 self._busy_at = now
             rest = self._busy_at + self.idle_s - now
