@@ -27,6 +27,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 import configs as lab_configs
 from agents.conductor.agent import ConductorAgent
+from agents.conductor.record import JobRecord
+from agents.cost_monitor.bills import Bills
+from agents.cost_monitor.caps import Caps
 from agents.cost_monitor.ledger import Ledger
 from agents.cost_monitor.tables import MIGRATIONS as LEDGER
 from agents.gguf_factory import compare, dataset, machine, place, plan, proof, recovery, staging, talk, targets
@@ -46,8 +49,10 @@ from agents.gpu_orchestrator.market import desk
 from agents.router import core
 from bus import BrokerAddress, Client, Wiring, workers
 from bus import certs as bus_certs
+from bus import keys as bus_keys
 from bus.address import tls_failure
 from bus.broker import check_port, free_port
+from bus.freeze import read_freeze
 from bus.logs import wanted
 from bus.migration import TABLE
 from bus.mosquitto import find_mosquitto
@@ -62,12 +67,14 @@ from configs.tiers import GateRule
 from meetara import lab as lab_module
 from meetara import models
 from meetara.home import hold
-from meetara.lab import Lab, check
+from meetara.lab import Lab, check, checked
 from meetara.screens.train import parameters
 from meetara.supervise import Supervisor
 from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest
 from protocol.format import FORMAT, check_format
 from protocol.job import Empty, PlanRequest, Route
+from protocol.money import BillRequest, CapRequest
+from protocol.signature import signed_text, submission
 from tests.agents.gguf_factory.families import byte_level
 from tests.agents.gguf_factory.tiny import network
 from tests.agents.gguf_factory.tiny import rows as rows_of_tokens
@@ -278,6 +285,87 @@ def too_dear(ground: Ground) -> str:
         monthly_usd=50.0, weekly_usd=25.0, daily_usd=5.0, alert_percents=(50, 80), optimise_percent=80, freeze_percent=95
     )
     return error_of(lambda: Ledger(connection, budget).reserve("r", "sleep-1", 6_000_000, "local", "sleep", AT))
+
+
+def ledger() -> Ledger:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    connection.executescript("".join(LEDGER))
+    return Ledger(connection, lab_configs.load(Settings.read()).budget)
+
+
+def paid_work_frozen(ground: Ground) -> str:
+    book = ledger()
+    book.reserve("a", "a", 4_800_000, "local", "sleep", AT)
+    book.settle("a", "a", 4_800_000, AT)
+    return error_of(lambda: book.reserve("r", "sleep-1", 100_000, "vast", "sleep", AT))
+
+
+def provider_frozen(ground: Ground) -> str:
+    book = ledger()
+    bill = BillRequest(provider="vast", rental="r-1", jobs={"a": 500_000}, billed_micros=4_000_000, since=AT, until=AT)
+    Bills(book._connection, book).bill(bill, AT)
+    return error_of(lambda: book.reserve("r", "sleep-1", 100_000, "vast", "sleep", AT))
+
+
+def budget_too_low(ground: Ground) -> str:
+    book = ledger()
+    for name, settled in (("a", 1_000_000), ("b", None)):
+        book.reserve(name, name, 1_000_000 if settled else 2_000_000, "local", "sleep", AT)
+        if settled:
+            book.settle(name, name, settled, AT)
+    caps = Caps(book._connection, lab_configs.load(Settings.read()).budget)
+    return error_of(lambda: caps.set(CapRequest(name="daily_usd", usd=2), None, AT))
+
+
+def signed_otherwise(ground: Ground) -> str:
+    signature = bus_keys.make(ground.folder).sign(submission("lab", "sleep-1", "0" * 64))
+    return error_of(lambda: bus_keys.check(signature, submission("lab", "sleep-1", "1" * 64)))
+
+
+def key_not_trusted(ground: Ground) -> str:
+    text = submission("lab", "sleep-1", "0" * 64)
+    signature = bus_keys.make(ground.folder).sign(text)
+    return error_of(lambda: bus_keys.signer(ground.folder, signature, text))
+
+
+def key_open_to_others(ground: Ground) -> str:
+    bus_keys.make(ground.folder / "keys")
+    (ground.folder / "keys" / bus_keys.PRIVATE).chmod(0o644)
+    return error_of(lambda: bus_keys.own(ground.folder / "keys"))
+
+
+def approved_too_late(ground: Ground) -> str:
+    key = bus_keys.make(ground.folder / "keys")
+    bus_keys.trust(ground.folder / "keys", "me", key.public)
+    agent = ConductorAgent(Wiring("conductor-1", ground.folder, BrokerAddress("127.0.0.1", 1)))
+    route = Route(
+        domain="sleep", category="health", tier="starter", base="b", voice="v", empathy="e", quality_floor=101.0,
+        safety_critical=False,
+    )  # fmt: skip
+    record = JobRecord(
+        job="sleep-1", digest="0" * 64, request=TrainRequest(domain="sleep", dataset="x"), route=route, submitted_at=AT,
+        updated_at=AT, state=State.TRAINING,
+    )  # fmt: skip
+    signature = key.sign(signed_text("lab", "job.approve", "sleep-1", 1))
+    params = {"job": "sleep-1", "amount_micros": 1, "signature": signature.model_dump()}
+
+    def ask() -> None:
+        with agent.transaction() as tx:
+            tx.connection.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", ("sleep-1", record.model_dump_json(), "", 0))
+            agent.approve(MCPMessage(type="job.approve", data=params), tx)
+
+    try:
+        return error_of(ask)
+    finally:
+        agent.store.close()
+
+
+def stop_file_damaged(ground: Ground) -> str:
+    (ground.folder / "freeze.json").write_text("{")
+    found = read_freeze(ground.folder)
+    assert found is not None
+    return found.note
 
 
 def gate_missed(ground: Ground) -> str:
@@ -578,6 +666,16 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
         lambda: CheckpointStore("nosuch://bucket/lab/checkpoints", mtbf_s=3600.0).pull(ground.folder)
     ),
     "The budget does not hold the job": too_dear,
+    "Paid work is frozen": paid_work_frozen,
+    "A provider is frozen": provider_frozen,
+    "The budget cannot be so low": budget_too_low,
+    "A budget is negative": lambda ground: error_of(lambda: checked(CapRequest, {"name": "daily_usd", "usd": -1})),
+    "The home has no key": lambda ground: error_of(lambda: Lab(home=ground.folder, port=1).signed("job.approve", "sleep-1", 1)),
+    "The lab does not trust the key": key_not_trusted,
+    "The signature is of something else": signed_otherwise,
+    "The key can be read by others": key_open_to_others,
+    "The job does not wait for approval": approved_too_late,
+    "The stop file is damaged": stop_file_damaged,
     "The training diverged": diverged,
     "A stage failed": lambda ground: str(
         recovery.explain(KeyError("lm_head"), stage="merge", log=str(ground.folder / "log.txt"), free_bytes=10**9)

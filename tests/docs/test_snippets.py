@@ -114,7 +114,7 @@ def test_every_command_and_option_in_the_guides_exists() -> None:
             continue
         assert words[0] in group.commands, where  # type: ignore[attr-defined]
         command, rest = group.commands[words[0]], list(words[1:])  # type: ignore[attr-defined]
-        if isinstance(command, typer.core.TyperGroup):
+        if isinstance(command, typer.core.TyperGroup) and not (command.invoke_without_command and (rest or ["-"])[0].startswith("-")):
             assert rest[0] in command.commands, where
             command, rest = command.commands[rest[0]], rest[1:]
         command.make_context(words[0], rest)  # raises for an unknown option, a wrong value, a missing one
