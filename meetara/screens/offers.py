@@ -17,8 +17,8 @@ from meetara.lab import Lab
 from protocol.machine import Listing, ListingPage
 
 MORE = (
-    "Only this lab's own machines can be had. Others: set a provider's key, or GPUHUNT_CATALOG_DIR to see a catalogue"
-    " (docs/money.md)."
+    "Only this lab's own machines can be had. Others: set LAMBDA_API_KEY, RUNPOD_API_KEY or VAST_API_KEY, or"
+    " GPUHUNT_CATALOG_DIR to see a catalogue (docs/money.md)."
 )
 
 

@@ -73,6 +73,7 @@ from meetara.supervise import Supervisor
 from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest
 from protocol.format import FORMAT, check_format
 from protocol.job import Empty, PlanRequest, Route
+from protocol.machine import Listing, ListingQuery, QuoteRequest
 from protocol.money import BillRequest, CapRequest
 from protocol.signature import signed_text, submission
 from tests.agents.gguf_factory.families import byte_level
@@ -129,6 +130,28 @@ def _never(text: str) -> Any:
 def routed(**fields: Any) -> str:
     request = TrainRequest(dataset="file:///data/sleep.jsonl", **{"domain": "sleep", **fields})
     return error_of(lambda: core.route(request, lab_configs.load(Settings.read()), understand=_never))
+
+
+def market(ground: Ground, tier: str, **wanted: Any) -> str:
+    """What a market says in which Lambda sells one T4 for fifty cents."""
+    found = desk.Desk(lab_configs.load(Settings.read()), [SimpleNamespace(name="lambda")])  # type: ignore[list-item]
+    found.book.note("lambda", [Listing(
+        provider="lambda", id="gpu_1x_t4@us-1", gpu="T4", gpus=1, gpu_memory_bytes=16 << 30, price_micros_per_hour=500_000, seen_at=AT,
+    )])  # fmt: skip
+    job = plan.Plan(
+        rows=1, held_out_rows=1, tokens=1, steps=846, parameters={}, base_parameters=600_000_000, file_bytes=1, disk_bytes=1,
+        memory_bytes=1, seconds_p50=1, seconds_p90=1, working_bytes=1, trained_tokens=650_000,
+    )  # fmt: skip
+    return error_of(lambda: found.quote(QuoteRequest(job="j", tier=tier, plan=job, **wanted), [], AT))
+
+
+def catalogue(ground: Ground, content: bytes | None) -> str:
+    folder = ground.folder / "catalogs"
+    ground.patch.setenv("GPUHUNT_CATALOG_DIR", str(folder))
+    if content is not None:
+        folder.mkdir()
+        (folder / "runpod.csv").write_bytes(content)
+    return error_of(lambda: desk.Desk(lab_configs.load(Settings.read())))
 
 
 def config(ground: Ground, name: str, text: str) -> str:
@@ -594,6 +617,13 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "The login is refused": wrong_login,
     "An agent does not answer": lambda ground: error_of(lambda: silent(ground)),
     "No factory is online": lambda ground: str(desk.nobody_online(10.0)),
+    "No machine fits the budget": lambda ground: market(ground, "lightning", budget_usd=0.1, providers=["lambda"]),
+    "No machine is fast enough": lambda ground: market(ground, "lightning", deadline_hours=0.5, providers=["lambda"]),
+    "No machine fits the job": lambda ground: market(ground, "lightning", providers=["runpod"]),
+    "A provider is unknown": lambda ground: market(ground, "lightning", providers=["lamda"]),
+    "A GPU is unknown": lambda ground: error_of(lambda: desk.Desk(lab_configs.load(Settings.read())).page(ListingQuery(gpu="A1000"), [], AT)),
+    "The catalogue's folder is missing": lambda ground: catalogue(ground, None),
+    "A catalogue cannot be read": lambda ground: catalogue(ground, b"\xff\xfe"),
     "Two agents have one name": lambda ground: str(taken_over("127.0.0.1:1883", "lab-router-1")),
     "The port speaks no TLS": speaks_no_tls,
     "The authority cannot be read": wrong_ca,

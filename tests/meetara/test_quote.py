@@ -58,7 +58,7 @@ def test_a_quote_shows_the_choice_the_others_the_reasons_and_what_the_times_rest
 
 def test_a_quote_of_a_lab_without_providers_says_how_to_add_some() -> None:
     text = seen(show_quote, Quote(job="j", choice=offer("local", "f1", 0), finished_by="j0"))
-    assert "GPUHUNT_CATALOG_DIR" in text and "provider's key" in text
+    assert "GPUHUNT_CATALOG_DIR" in text and "VAST_API_KEY" in text
     assert "The job j0 made this model already" in text
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from agents.gpu_orchestrator.market import gpus, sanity
 from agents.gpu_orchestrator.market.catalogue import FILES
+from configs.accounts import KEYS
 from configs.providers import Rented
 from protocol import Code, LabError
 from protocol.envelope import MAX_BYTES
@@ -99,7 +100,8 @@ class OfferBook:
         if provider in self._failed:
             return f"it could not be asked: {self._failed[provider]}"
         if provider not in self._launchable:
-            return "this lab cannot rent there: no key is configured (docs/money.md)"
+            key = KEYS.get(provider)
+            return f"this lab cannot rent there: {f'{key} is not set' if key else 'no adapter launches machines'} (docs/money.md)"
         return "it lists nothing"
 
     def page(self, query: ListingQuery, own: Sequence[Listing], now: datetime) -> ListingPage:

@@ -32,6 +32,8 @@ OTHERS = 20
 REASONS = 60
 """Rejected listings that a quote names, cheapest first; all have their reason in `offer.list`. A message has a limit."""
 
+TOLD = 8
+"""Machines that an error's sentence names; its data has more."""
 TRIED = 200
 """Machines that are ranked for a launch: where so many are sold out, the next look at the market is due."""
 
@@ -91,13 +93,28 @@ class _Fitting:
     work: Work | None = None
 
 
+@dataclass(slots=True)
+class _Refused:
+    """A listing that is not taken. `spent` and `seconds`: what the job would cost and take there at P90, where that is known."""
+
+    item: Listing
+    reason: str
+    spent: int = 0
+    seconds: float = 0.0
+
+    @property
+    def far(self) -> bool:
+        """Whether nobody asked for such a machine."""
+        return self.reason in ("provider", "gpu")
+
+
 @dataclass
 class _Search:
     """What was found: what fits, and of the rest whether only money or time was missing."""
 
     fitting: list[_Fitting] = field(default_factory=list)
     own: dict[str, str] = field(default_factory=dict)
-    refused: list[tuple[Listing, str, int]] = field(default_factory=list)
+    refused: list[_Refused] = field(default_factory=list)
     needed_micros: int | None = None
     needed_s: float | None = None
 
@@ -160,7 +177,7 @@ def _own_machines(wanted: Requirements, supply: Supply, search: _Search) -> None
         elif machine.device.memory_bytes < wanted.plan.memory_bytes:
             reason = f"the job needs {_gib(wanted.plan.memory_bytes)} GiB of memory, the machine has {_gib(machine.device.memory_bytes)} GiB"
         elif wanted.deadline_s is not None and seconds > wanted.deadline_s:
-            reason = f"the job may take {_hours(seconds)} there (P90), longer than the {_hours(wanted.deadline_s)} of deadline_hours"
+            reason = _late(seconds, wanted)
             search.too_slow(seconds)
         elif wanted.limit_micros is not None and offer.reservation_micros > wanted.limit_micros:
             reason = _over(offer.reservation_micros, wanted)
@@ -177,7 +194,7 @@ def _rented(wanted: Requirements, supply: Supply, search: _Search) -> None:
     for item in supply.listings:
         refusal = scale.unfit(item)
         if refusal is not None:
-            search.refused.append((item, refusal, 0))
+            search.refused.append(_Refused(item, refusal))
             continue
         work = scale.work(item.provider, item.gpu)
         assert item.price_micros_per_hour is not None
@@ -186,13 +203,13 @@ def _rented(wanted: Requirements, supply: Supply, search: _Search) -> None:
         if refusal is not None:
             if refusal == "deadline":
                 search.too_slow(work.p90_ms / 1000)
-            search.refused.append((item, refusal, spent))
+            search.refused.append(_Refused(item, refusal, spent, work.p90_ms / 1000))
             continue
         whole = work.p90_ms + scale.grace_ms
         aside = estimate.reservation(item.price_micros_per_hour, whole) + scale.extras(item, whole)
         if wanted.limit_micros is not None and aside > wanted.limit_micros:
             search.too_dear(aside)
-            search.refused.append((item, _over(aside, wanted), spent))
+            search.refused.append(_Refused(item, _over(aside, wanted), spent))
             continue
         key = (spent, True, False, work.p90_ms / 1000, item.provider, item.id)
         search.fitting.append(_Fitting(key, item, aside, work))
@@ -288,13 +305,12 @@ def _offer(entry: _Fitting, plan: Plan, supply: Supply) -> Offer:
 
 
 def _reasons(wanted: Requirements, search: _Search) -> dict[str, str]:
-    """Every own machine's reason, and those of the cheapest listings; of the rest how many have which."""
+    """Every own machine's reason, and those of the listings that come nearest; of the rest how many have which."""
     found = dict(search.own)
-    order = sorted(range(len(search.refused)), key=lambda n: search.refused[n][2] or math.inf)
-    for number in order[:REASONS]:
-        item, reason, spent = search.refused[number]
-        found[f"{item.provider} {item.id}"] = _sentence(reason, item, wanted, spent)
-    rest = Counter(SHORT.get(search.refused[number][1], "over the limit of money") for number in order[REASONS:])
+    order = sorted(search.refused, key=lambda refused: (refused.far, refused.spent or math.inf))
+    for refused in order[:REASONS]:
+        found[f"{refused.item.provider} {refused.item.id}"] = _sentence(refused, wanted)
+    rest = Counter(SHORT.get(refused.reason, "over the limit of money") for refused in order[REASONS:])
     if rest:
         found["…"] = "; ".join(f"{count} more: {what}" for what, count in rest.most_common())
     return found
@@ -309,9 +325,9 @@ SHORT = {
 """What a reason is, for those that are only counted; any other reason is a sentence about money."""
 
 
-def _sentence(reason: str, item: Listing, wanted: Requirements, spent: int) -> str:
-    plan = wanted.plan
-    match reason:
+def _sentence(refused: _Refused, wanted: Requirements) -> str:
+    item, plan = refused.item, wanted.plan
+    match refused.reason:
         case "provider":
             return "the request names other providers"
         case "gpu":
@@ -327,7 +343,7 @@ def _sentence(reason: str, item: Listing, wanted: Requirements, spent: int) -> s
         case "speed":
             return f"nothing is known of the speed of {item.gpu or 'a machine without a GPU'}"
         case "judged":
-            would = f"would cost {usd(spent)} (P90), but " if spent > 0 else ""
+            would = f"would cost {usd(refused.spent)} (P90), but " if refused.spent > 0 else ""
             return f"{would}{item.rejected or 'its price is not known'}"
         case "untrusted":
             return "a stranger's machine, and the request does not allow untrusted_hosts"
@@ -336,8 +352,8 @@ def _sentence(reason: str, item: Listing, wanted: Requirements, spent: int) -> s
         case "economy":
             return "four fifths of the budget are used: only spot machines are taken, and those that cost at most the median"
         case "deadline":
-            return "it may take longer (P90) than deadline_hours allows"
-        case _:
+            return _late(refused.seconds, wanted)
+        case reason:
             return reason
 
 
@@ -350,7 +366,9 @@ def _why(choice: Offer, others: Sequence[Offer], count: int) -> str:
 
 def _nothing_fits(wanted: Requirements, search: _Search) -> LabError:
     rejected = _reasons(wanted, search)
-    shown = [f"{name}: {reason}" for name, reason in sorted(rejected.items()) if name != "…"][:8]
+    far = {f"{refused.item.provider} {refused.item.id}" for refused in search.refused if refused.far}
+    near = [f"{name}: {reason}" for name, reason in rejected.items() if name != "…" and name not in far]
+    shown = (near or [f"{name}: {reason}" for name, reason in rejected.items()])[:TOLD]
     left = len(search.own) + len(search.refused) - len(shown)
     listed = "; ".join([*shown, *([f"and {left} more (`meetara offers --all`)"] if left > 0 else [])]) or "there is none"
     if search.needed_micros is not None:
@@ -380,6 +398,10 @@ def limit(budget_usd: float | None, cap_usd: float | None) -> tuple[int | None, 
     request names no budget."""
     usd_, whose = (budget_usd, Requirements.limit_is) if budget_usd is not None else (cap_usd, "the tier's cap")
     return (None if usd_ is None else math.floor(Fraction(str(usd_)) * 1_000_000)), whose
+
+
+def _late(seconds: float, wanted: Requirements) -> str:
+    return f"the job may take {_hours(seconds)} there (P90), longer than the {_hours(wanted.deadline_s or 0)} of deadline_hours"
 
 
 def _over(reservation: int, wanted: Requirements) -> str:

@@ -18,7 +18,8 @@ class Gpu:
 
     Attributes:
         name: the one name that the lab uses.
-        tflops: dense 16-bit (fp16 or bf16) matrix products with 32-bit sums, in 10^12 per second; no sparsity.
+        tflops: dense bf16 matrix products with 32-bit sums, in 10^12 per second, without sparsity: the factory trains in bf16.
+            GPUs before Ampere have no units for bf16 and emulate it: of them it is the 32-bit rate.
         memory_gib: in the form that is sold most.
         source: where both are from.
     """
@@ -34,11 +35,11 @@ _ADA = "NVIDIA Ada whitepaper, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell whitepaper, appendix A"
 
 TABLE: tuple[Gpu, ...] = (
-    Gpu("P100", 18.7, 16, "NVIDIA P100 PCIe datasheet; no matrix cores"),
-    Gpu("V100", 112.0, 16, "NVIDIA V100 PCIe datasheet"),
-    Gpu("V100-32GB", 112.0, 32, "NVIDIA V100 PCIe datasheet"),
-    Gpu("T4", 65.0, 16, "NVIDIA T4 datasheet"),
-    Gpu("RTX 6000", 130.5, 24, "NVIDIA Quadro RTX 6000 datasheet"),
+    Gpu("P100", 9.3, 16, "NVIDIA P100 PCIe datasheet, 32-bit"),
+    Gpu("V100", 14.0, 16, "NVIDIA V100 PCIe datasheet, 32-bit"),
+    Gpu("V100-32GB", 14.0, 32, "NVIDIA V100 PCIe datasheet, 32-bit"),
+    Gpu("T4", 8.1, 16, "NVIDIA T4 datasheet, 32-bit"),
+    Gpu("RTX 6000", 16.3, 24, "NVIDIA Quadro RTX 6000 datasheet, 32-bit"),
     Gpu("A10", 125.0, 24, "NVIDIA A10 datasheet"),
     Gpu("A10G", 70.0, 24, "NVIDIA A10G datasheet"),
     Gpu("A40", 149.7, 48, "NVIDIA A40 datasheet"),

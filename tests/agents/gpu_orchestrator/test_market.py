@@ -119,7 +119,7 @@ async def test_a_provider_without_a_key_is_named_in_the_refusal(stall):
     stall.factory()
     await stall.look()
     error = (await stall.ask("q", "offer.quote", **request(providers=["runpod"])))["error"]
-    assert "runpod: this lab cannot rent there: no key is configured" in error["message"]
+    assert "runpod: this lab cannot rent there: RUNPOD_API_KEY is not set" in error["message"]
     assert "runpod" in error["data"]["rejected"]
 
 

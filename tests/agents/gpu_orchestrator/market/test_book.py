@@ -90,6 +90,6 @@ def test_a_page_holds_as_much_as_a_message_and_counts_the_rest():
 
 def test_a_provider_of_which_nothing_can_be_rented_says_why():
     found = book("lambda")
-    assert "no key is configured" in found.missing("vast") and found.missing("lambda") == "it lists nothing"
+    assert "no adapter" in found.missing("aws") and "VAST_API_KEY is not set" in found.missing("vast") and found.missing("lambda") == "it lists nothing"
     found.failed("lambda", "the key is revoked")
     assert found.missing("lambda") == "it could not be asked: the key is revoked"

@@ -110,7 +110,7 @@ def test_the_lowest_cost_at_p90_is_chosen_and_not_the_lowest_price_per_hour():
 
 def test_a_rented_offer_counts_from_the_launch_and_holds_until_its_price_is_too_old():
     made = choose(LIGHTNING, listing(disk_micros_per_gb_hour=100, egress_micros_per_gb=1000, region="here")).choice
-    training = 4 * 600e6 * 846 * 6 * 512 / (65e12 * 0.2)
+    training = 4 * 600e6 * 846 * 6 * 512 / (8.1e12 * 0.2)
     prior = 600 + 120 + 4 * 1.2e9 / 100e6 + training
     assert made.prior_s == pytest.approx(prior) and made.seconds_p50 == pytest.approx(prior, abs=0.002)
     assert made.seconds_p90 == pytest.approx(2.5 * prior, abs=0.002)
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused_with_its_reason(reason, item):
 
 def test_a_listing_that_is_refused_says_what_it_would_cost():
     made = choose(LIGHTNING, listing(rejected="only a catalogue has it"), listing(id="b", usd=0.6))
-    assert made.rejected["lambda a"].startswith("would cost $0.") and "only a catalogue has it" in made.rejected["lambda a"]
+    assert made.rejected["lambda a"].startswith("would cost $1.") and "only a catalogue has it" in made.rejected["lambda a"]
 
 
 def test_what_the_request_allows_is_taken():
@@ -172,7 +172,7 @@ def test_an_own_machine_is_taken_before_a_rented_one_at_the_same_cost():
 
 
 def test_a_deadline_is_honoured_and_a_refusal_says_what_it_would_have_to_be():
-    slow, fast = listing(), listing(id="fast", gpu="A100", usd=9, gpu_memory_bytes=40 * GIB)
+    slow, fast = listing(), listing(id="fast", gpu="A100", usd=30, gpu_memory_bytes=40 * GIB)
     heavy = replace(LIGHTNING, gpus=("T4", "A100"), plan=plan(trained_tokens=50_000_000))
     assert choose(heavy, slow, fast).choice.machine == "a"
     hurried = replace(heavy, deadline_s=2 * 3600)
