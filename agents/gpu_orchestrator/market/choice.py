@@ -368,8 +368,9 @@ def _nothing_fits(wanted: Requirements, search: _Search) -> LabError:
     rejected = _reasons(wanted, search)
     far = {f"{refused.item.provider} {refused.item.id}" for refused in search.refused if refused.far}
     near = [f"{name}: {reason}" for name, reason in rejected.items() if name != "…" and name not in far]
-    shown = (near or [f"{name}: {reason}" for name, reason in rejected.items()])[:TOLD]
-    left = len(search.own) + len(search.refused) - len(shown)
+    counts = Counter(_sentence(refused, wanted) for refused in search.refused if refused.far)
+    shown = near[:TOLD] or [f"{what} ({count} machines)" for what, count in counts.most_common()]
+    left = len(search.own) + len(search.refused) - len(shown) if near else 0
     listed = "; ".join([*shown, *([f"and {left} more (`meetara offers --all`)"] if left > 0 else [])]) or "there is none"
     if search.needed_micros is not None:
         error = LabError(
