@@ -140,7 +140,7 @@ class Inbox:
 
     def _bury(self, topic: str, payload: bytes, reason: str, attempts: int, tx: Transaction) -> None:
         if not self.buries:
-            self.log.error("a call is dropped", topic=topic, attempts=attempts)
+            self.log.error("a call is dropped", topic=topic)
             return
         tx.publish("dead", DeadLetter.of(topic, payload, reason, attempts, tx.now), role=self.role)
 

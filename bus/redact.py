@@ -50,10 +50,11 @@ PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         r"(?i)(?P<name>[\w-]*(?:password|passwd|secret|token|api[_-]?key|authorization|signature|credential)[\w-]*[\"']?\s*[=:]\s*"
         r"[\"']?(?:bearer\s+)?)[^\s\"',;&}]+"
     ), rf"\g<name>{HIDDEN}"),
+    (re.compile(r"\bmtw1\.[\w-]{8,}"), HIDDEN),
     (re.compile(r"(?i)\bbearer\s+[\w.~+/=-]{8,}"), f"Bearer {HIDDEN}"),
     (re.compile(r"(?P<name>input_value=).*?(?=, input_type=|$)", re.DOTALL), rf"\g<name>{HIDDEN}"),
 )  # fmt: skip
-"""Credentials in addresses, e-mail addresses, secrets by name, bearer tokens, what pydantic quotes."""
+"""Credentials in addresses, e-mail addresses, secrets by name, tokens of workers, bearer tokens, what pydantic quotes."""
 QUOTED = re.compile(r"(?<!\w)(?P<q>['\"]).*?(?P=q)(?!\w)", re.DOTALL)
 
 

@@ -160,6 +160,7 @@ class PlanRequest(Strict):
     elsewhere: bool = Field(
         default=False, description="another machine may train it, so what this one has is no reason to refuse"
     )
+    staging: bool = Field(default=True, description="put what such a machine needs into the artefact store; a mere quote does not")
 
 
 PRODUCTS = frozenset({"gguf", "adapter"})

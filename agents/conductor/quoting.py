@@ -15,7 +15,7 @@ from protocol.machine import Quote
 def ask(message: MCPMessage, routed: RoutedRequest, tx: Transaction) -> None:
     """Begin to answer `job.quote`: have the request planned."""
     tx.call(
-        "job.plan", plan_request(routed.job, routed.request, routed.route), key=f"quote:{message.id}", priority=message.priority,
+        "job.plan", plan_request(routed.job, routed.request, routed.route).model_copy(update={"staging": False}), key=f"quote:{message.id}", priority=message.priority,
         deadline=message.deadline, context={"quote": message.id, "routed": routed.model_dump(mode="json")},
     )  # fmt: skip
 

@@ -27,11 +27,6 @@ FETCHED = "bases"
 """Folder of a worker's home for bases from the store."""
 
 
-def leaves(request: TrainRequest) -> bool:
-    """Tell whether a job may come to a machine elsewhere."""
-    return request.providers is None or any(provider != LOCAL for provider in request.providers)
-
-
 def stage(request: TrainRequest, route: Route, store: str, hashes: Hashes) -> Staged:
     """Put data sets and base into the store where they lie on this machine only.
 

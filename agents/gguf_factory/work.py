@@ -237,7 +237,7 @@ def make_plan(text: str, home: Path) -> dict[str, Any]:
             update={"key": found.key, "warnings": [*made.warnings, *([found.why] if found.why else [])]}
         )
         store = configs.Settings.read().store
-        if store is not None and made.finished is None and staging.leaves(request.request):
+        if store is not None and made.finished is None and request.elsewhere and request.staging:
             staged = staging.stage(request.request, request.route, store, Hashes(home))
             made = made.model_copy(update={"staged": staged})
         return {"plan": made.model_dump(mode="json")}

@@ -19,7 +19,7 @@ PERSONAL = "I cannot sleep since my divorce"
     [
         "mqtts://zoe:hunter2@broker.example:8883 refused", "s3://key:hunter2@bucket/rows.jsonl", "password=hunter2", "Password: hunter2",
         "MEETARA_BROKER_PASSWORD='hunter2'", '{"token": "hunter2"}', "api_key=hunter2&x=1", "Authorization: Bearer hunter2hunter2",
-        "bearer hunter2hunter2", "AWS_SECRET_ACCESS_KEYs: hunter2", "the value 'hunter2' is wrong", 'the value "hunter2" is wrong',
+        "bearer hunter2hunter2", "the worker has mtw1.hunter2hunter2", "AWS_SECRET_ACCESS_KEYs: hunter2", "the value 'hunter2' is wrong", 'the value "hunter2" is wrong',
         "input_value={'text': hunter2, 'x': 1}, input_type=dict", "secret : hunter2; next",
     ],
 )  # fmt: skip

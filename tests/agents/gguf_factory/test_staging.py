@@ -9,11 +9,11 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from agents.gguf_factory import convert, dataset, staging
+from agents.gguf_factory import convert, dataset, staging, work
 from agents.gguf_factory.hashes import Hashes
 from agents.gguf_factory.store import filesystem
 from protocol import Code, LabError, Retry
-from protocol.job import Artefact, Plan, Route, RunRequest, TrainRequest
+from protocol.job import Artefact, Plan, PlanRequest, Route, RunRequest, TrainRequest
 from tests.agents.gguf_factory.bases import make_base
 
 ROWS = "".join(f'{{"question": "Why {n}?", "answer": "So {n}."}}\n' for n in range(5))
@@ -108,9 +108,21 @@ def test_what_all_can_reach_stays_where_it_is(tmp_path: Path, monkeypatch: pytes
     assert files(tmp_path.as_uri()) == set()
 
 
-@pytest.mark.parametrize(("providers", "asked"), [(None, True), (["local"], False), (["local", "vast"], True), ([], False)])
-def test_only_a_job_that_may_leave_is_staged(providers: list[str] | None, asked: bool) -> None:
-    assert staging.leaves(TrainRequest(domain="sleep", dataset="x", providers=providers)) is asked
+@pytest.mark.parametrize(
+    ("changes", "staged"), [({}, False), ({"elsewhere": True}, True), ({"elsewhere": True, "staging": False}, False)]
+)
+def test_a_plan_stages_what_may_be_trained_elsewhere_and_a_mere_quote_nothing(
+    changes: dict[str, bool], staged: bool, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = (tmp_path / "store").as_uri()
+    monkeypatch.setenv("MEETARA_STORE", store)
+    many = rows(tmp_path / "mine")
+    many.write_text("".join(f'{{"question": "Why {n}?", "answer": "So {n}."}}\n' for n in range(60)))
+    asked = PlanRequest(job="j", request=TrainRequest(domain="sleep", dataset=str(many)), route=route(base), **changes)
+    made = work.make_plan(asked.model_dump_json(), tmp_path / "home")["plan"]
+    assert (made["staged"] is not None, (tmp_path / "store").exists()) == (staged, staged)
+    if staged:
+        assert made["staged"]["store"] == store and made["staged"]["dataset"].startswith(f"{store}/data/")
 
 
 def test_a_store_that_cannot_be_written_is_told_with_what_reads_it(tmp_path: Path) -> None:
