@@ -26,11 +26,12 @@ ANYTHING = re.compile(r".*", re.DOTALL)
 
 FACTS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys((
-        "action", "agent", "agents", "answer_to", "code", "domain", "field", "job", "key", "level", "logger", "machine", "message",
-        "method", "period", "program", "report", "role", "stage", "state", "tier", "timer", "trace",
+        "action", "agent", "agents", "answer_to", "by", "code", "domain", "error", "field", "instance", "job", "key", "level", "logger",
+        "machine", "message", "method", "name", "part", "period", "program", "provider", "rental", "report", "role", "signer", "stage",
+        "state", "tag", "tier", "timer", "trace",
     ), IDENTIFIER),
     "topic": TOPIC,
-    **dict.fromkeys(("timestamp", "event", "broker", "listen", "file", "line", "reason", "note"), ANYTHING),
+    **dict.fromkeys(("timestamp", "event", "broker", "listen", "file", "line", "reason", "note", "fault"), ANYTHING),
 }  # fmt: skip
 """Name of a fact to the form that its text must have. Numbers, truth values and None may stand under any name.
 `event` is written in the program; `file` is a place; `reason` comes from `of_error` or from the operating system."""
