@@ -519,8 +519,8 @@ class GpuOrchestratorAgent(BaseAgent):
         self._hand_out(tx)
 
     def orphan(self, instance: Instance, tx: Transaction) -> None:
-        """Tell that an instance runs which nobody ordered."""
-        self.log.error("orphan terminated", provider=instance.provider, instance=instance.id, tag=instance.tag)
+        """Tell that an instance runs which should not."""
+        self.log.error("orphan found", provider=instance.provider, instance=instance.id, tag=instance.tag)
 
     def trouble(self, provider: str, error: ProviderError | None) -> None:
         """Note how the last look at a provider went."""

@@ -1,204 +1,157 @@
-"""A provider of machines in virtual time: it sells, boots, bills and fails; what it boots are factories of the world.
+"""Vendors in virtual time: the test clouds behind the real adapters; what they boot are factories of the world.
 
-Its own books are the truth that the lab's are compared with at the end.
+Their meters are the truth that the lab's books are compared with at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import httpx2
 
 from agents.gguf_factory.agent import FactoryAgent
-from agents.gpu_orchestrator.providers.provider import (
-    Instance,
-    NoCapacity,
-    Order,
-    Phase,
-    PriceMoved,
-    RateLimited,
-    Unknown,
-)
-from agents.gpu_orchestrator.rentals.meter import micros
+from agents.gpu_orchestrator.providers.provider import Provider
+from agents.gpu_orchestrator.providers.registry import open_providers
 from agents.gpu_orchestrator.rentals.rental import Rental
-from protocol.access import worker_name
-from protocol.machine import Card, Listing
+from bus.workers import VARIABLE
+from configs import Configs
+from protocol.access import rental_of, worker_name
+from protocol.machine import Card
+from tests.clouds.cloud import Cloud, Instance
+from tests.clouds.faults import Fault
+from tests.clouds.http import Inside
+from tests.clouds.lambda_cloud import LambdaCloud
+from tests.clouds.runpod_cloud import RunPodCloud
+from tests.clouds.vast_cloud import VastCloud
 from tests.simulation.plan import Seller
 
 if TYPE_CHECKING:
+    from bus import Wiring
     from tests.simulation.world import Node, World
 
 GIB = 2**30
-REGIONS = ("east", "west")
-
-
-@dataclass
-class Machine:
-    """What a cloud has rented out. `ended`: when the meter stopped."""
-
-    instance: Instance
-    started: datetime
-    ended: datetime | None = None
-    node: Node | None = None
+VENDORS: dict[str, type[Cloud]] = {"lambda": LambdaCloud, "runpod": RunPodCloud, "vast": VastCloud}
+TROUBLES = (
+    Fault.ERROR, Fault.ERROR_AFTER, Fault.LOST, Fault.CUT, Fault.HANG_AFTER, Fault.MALFORMED, Fault.HTML, Fault.RATE_LIMIT,
+    Fault.SOLD_OUT, Fault.EMPTY,
+)  # fmt: skip
 
 
 class RentedFactory(FactoryAgent):
-    """A factory on a rented machine."""
+    """A factory on a rented machine. `gpu`, `gpu_gib`: what it really has."""
 
-    def __init__(self, wiring: Any, configs: Any, provider: str, rental: str, gpu_gib: int) -> None:
-        self.rented = {"provider": provider, "rental": rental}
-        self.gpu_gib = gpu_gib
+    def __init__(self, wiring: Wiring, configs: Configs, provider: str, gpu: str, gpu_gib: float) -> None:
+        self.provider, self.gpu, self.gpu_gib = provider, gpu, gpu_gib
         super().__init__(wiring, configs)
+        self.slots = 1
 
     def card(self) -> Card:
         card = super().card()
         assert card.device is not None
-        device = card.device.model_copy(update={"gpu": "Tesla T4", "gpu_memory_bytes": self.gpu_gib * GIB})
-        return card.model_copy(update={**self.rented, "device": device, "slots": 1})
+        device = card.device.model_copy(update={"gpu": self.gpu, "gpu_memory_bytes": int(self.gpu_gib * GIB)})
+        return card.model_copy(
+            update={"provider": self.provider, "rental": rental_of(self.agent), "device": device, "slots": 1}
+        )
 
 
-class Cloud:
-    """One provider.
+class Booted:
+    """What a cloud's boot gives: a machine of the world that can be switched off."""
+
+    def __init__(self, world: World, node: Node) -> None:
+        self.world, self.node = world, node
+
+    def terminate(self) -> None:
+        self.world.returned(self.node)
+
+    kill = terminate
+
+
+class Slow(httpx2.AsyncBaseTransport):
+    """A line to a vendor that takes its time."""
+
+    def __init__(self, world: World, inner: httpx2.AsyncBaseTransport) -> None:
+        self.world, self.inner = world, inner
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        await asyncio.sleep(self.world.random.uniform(0.05, 0.8))
+        return await self.inner.handle_async_request(request)
+
+
+class Vendor:
+    """One vendor of the world.
 
     Args:
-        seller: what it sells, and how well. The second region costs a tenth more.
+        seller: what it sells, and how well.
     """
 
     def __init__(self, world: World, seller: Seller) -> None:
-        self.world, self.name = world, seller.name
-        self.price, self.capacity = seller.price, seller.capacity
-        self.trouble, self.preempted, self.lies = seller.trouble, seller.preempted, seller.lies
-        self.down = False
-        self.machines: dict[str, Machine] = {}
-        self.launches = 0
+        self.world, self.seller = world, seller
+        self.cloud = VENDORS[seller.vendor](self.clock, boot=self._boot, boot_seconds=40, billing_factor=seller.billing_factor)
+        self.cloud.chance = self._chance
+        for stock in self.cloud.stock.values():
+            stock.free = seller.capacity
+        self._tick()
 
-    def _now(self) -> datetime:
+    def clock(self) -> datetime:
+        """The vendor's clock is right."""
         return self.world.start + timedelta(seconds=self.world.now)
 
-    async def _answer(self) -> None:
-        """Take some time, and fail now and then without having done anything."""
+    def provider(self) -> Provider:
+        """Return the real adapter."""
+        line = Slow(self.world, Inside(self.cloud))
+        return open_providers({self.seller.vendor: self.cloud.account()}, self.clock, line)[self.seller.vendor]
+
+    def _tick(self) -> None:
+        self.cloud.move()
+        self.world.at(self.world.now + 1.0, self._tick)
+
+    def _chance(self, call: str) -> Fault | None:
         dice = self.world.random
-        await asyncio.sleep(dice.uniform(0.05, 1.0))
-        if self.down or dice.random() < self.trouble / 2:
-            self.world.counts["provider does not answer"] += 1
-            raise dice.choice((Unknown(self.name, "502 Bad Gateway"), RateLimited(self.name, "slow down", 3.0)))
+        if self.world.healed or dice.random() >= self.seller.trouble:
+            return None
+        fault = dice.choice(TROUBLES)
+        self.world.counts[f"{call}: {fault.name.lower()}"] += 1
+        return fault
 
-    async def _lose(self) -> None:
-        """Lose the answer to something that was done."""
-        if self.world.random.random() < self.trouble / 2:
-            self.world.counts["provider's answer is lost"] += 1
-            await asyncio.sleep(20.0)
-            raise Unknown(self.name, "no answer within 20 s")
-
-    async def listings(self) -> Sequence[Listing]:
-        await self._answer()
-        return [
-            Listing(
-                provider=self.name, id=f"t4-{region}", gpu="T4", gpus=1, gpu_memory_bytes=16 * GIB, cores=8,
-                memory_bytes=32 * GIB, region=region, price_micros_per_hour=self.price * (10 + number) // 10, seen_at=self._now(),
-            )
-            for number, region in enumerate(REGIONS)
-        ]  # fmt: skip
-
-    async def launch(self, order: Order) -> Instance:
-        await self._answer()
-        dice = self.world.random
-        region = order.listing.region
-        if sum(1 for machine in self.machines.values() if machine.instance.region == region and not machine.ended) >= self.capacity:
-            self.world.counts["sold out"] += 1
-            raise NoCapacity(self.name, f"no T4 in {region}")
-        if dice.random() < self.trouble / 4:
-            self.world.counts["price moved"] += 1
-            raise PriceMoved(self.name, "it costs more now")
-        price = order.listing.price_micros_per_hour
-        assert price is not None
-        self.launches += 1
-        id = f"{self.name}-{self.launches}"
-        instance = Instance(self.name, id, order.tag, Phase.STARTING, "T4", region, price, self._now())
-        self.machines[id] = Machine(instance, self._now())
-        boots = dice.random() >= self.trouble / 4
-        if boots:
-            self.world.at(self.world.now + dice.uniform(20, 90), partial(self._boot, id, order))
-        else:
+    def _boot(self, instance: Instance, environment: dict[str, str]) -> Booted | None:
+        dice, seller, stock = self.world.random, self.seller, instance.stock
+        if not self.world.healed and dice.random() < seller.dead:
             self.world.counts["never boots"] += 1
-        if dice.random() < self.preempted:
-            self.world.at(self.world.now + dice.uniform(60, 300), partial(self._preempt, id))
-        await self._lose()
-        return instance
-
-    def _boot(self, id: str, order: Order) -> None:
-        machine = self.machines[id]
-        if machine.ended is not None:
-            return
-        machine.instance = self._as(machine, Phase.RUNNING)
-        rental = order.key
-        gpu_gib = 6 if self.world.random.random() < self.lies else 15
-        if gpu_gib == 6:
+            return None
+        gib = float(stock.gpu_memory_gb)
+        if not self.world.healed and dice.random() < seller.lies:
             self.world.counts["host lies"] += 1
-        build = partial(RentedFactory, configs=self.world.configs, provider=self.name, rental=rental, gpu_gib=gpu_gib)
-        machine.node = self.world.rented(worker_name(rental), build)
+            gib /= 2
+        build = partial(
+            RentedFactory, configs=self.world.configs, provider=seller.vendor, gpu=stock.gpu if stock.gpus else "", gpu_gib=gib
+        )
+        if not self.world.healed and dice.random() < seller.preempted:
+            self.world.at(self.world.now + dice.uniform(5, 120), partial(self._preempt, instance))
+        return Booted(self.world, self.world.rented(worker_name(self.world.tokens[environment[VARIABLE]]), build))
 
-    def _preempt(self, id: str) -> None:
-        if self.machines[id].ended is None:
+    def _preempt(self, instance: Instance) -> None:
+        if instance.state in ("booting", "running"):
             self.world.counts["preempted"] += 1
-            self._end(id)
-
-    def _end(self, id: str) -> None:
-        machine = self.machines[id]
-        if machine.ended is None:
-            machine.ended = self._now()
-            machine.instance = self._as(machine, Phase.GONE)
-            if machine.node is not None:
-                self.world.returned(machine.node)
-
-    def _as(self, machine: Machine, phase: Phase) -> Instance:
-        old = machine.instance
-        return Instance(old.provider, old.id, old.tag, phase, old.gpu, old.region, old.price_micros_per_hour, old.since)
-
-    async def list(self, prefix: str) -> Sequence[Instance]:
-        await self._answer()
-        return [m.instance for m in self.machines.values() if m.instance.tag.startswith(prefix)]
-
-    async def status(self, id: str) -> Instance | None:
-        await self._answer()
-        found = self.machines.get(id)
-        return found.instance if found else None
-
-    async def terminate(self, id: str) -> None:
-        await self._answer()
-        self._end(id)
-        await self._lose()
-
-    async def billed(self, id: str, since: datetime) -> int | None:
-        await self._answer()
-        return self.bill(self.machines[id])
-
-    async def close(self) -> None:
-        pass
-
-    def bill(self, machine: Machine) -> int:
-        """Return what a machine costs, in micro-dollars."""
-        assert machine.instance.price_micros_per_hour is not None
-        return micros(machine.instance.price_micros_per_hour, (machine.ended or self._now()) - machine.started)
-
-    def invoice(self) -> int:
-        """Return what all machines cost, in micro-dollars."""
-        return sum(map(self.bill, self.machines.values()))
-
-
+            self.cloud.preempt(instance.id)
 
 
 class Gate:
     """Lets workers in: the simulated broker asks nobody for a login."""
 
+    def __init__(self, world: World) -> None:
+        self.world = world
+
     def token(self, rental: str, provider: str) -> str:
-        return ""
+        token = f"token-of-{rental}"
+        self.world.tokens[token] = rental
+        return token
 
     def environment(self, rental: Rental) -> Mapping[str, str]:
-        return {}
+        return {VARIABLE: rental.token}
 
     async def admit(self, rental: Rental, jobs: Iterable[str]) -> None:
         pass

@@ -61,14 +61,18 @@ class Fault:
 
 @dataclass(frozen=True)
 class Seller:
-    """A provider of machines. Shares of calls and machines with which something goes wrong."""
+    """A vendor of machines. Shares of calls and machines with which something goes wrong.
 
-    name: str
-    price: int = 400_000  # micro-dollars an hour
-    capacity: int = 2  # machines in each region
+    `capacity`: machines of each type; `dead`: machines that never come; `lies`: those with half of the memory that was sold.
+    """
+
+    vendor: str
+    capacity: int = 3
     trouble: float = 0.0
     preempted: float = 0.0
+    dead: float = 0.0
     lies: float = 0.0
+    billing_factor: int = 1
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from protocol.errors import LabError, Retry
 from protocol.job import Report
 from tests.simulation import people, wire
 from tests.simulation.broker import Broker, Message
-from tests.simulation.cloud import Cloud
+from tests.simulation.cloud import Vendor
 from tests.simulation.disk import Disk, Killed, Opened
 from tests.simulation.factory import FORECAST, JobProcess, look_up, make_plan
 from tests.simulation.invariants import Invariants
@@ -235,7 +235,9 @@ class World:
         shared = Path("/dev/shm")
         self.home = Path(tempfile.mkdtemp(prefix="lab-", dir=shared if shared.is_dir() else None))
         configs = self.configs = configuration(plan.slots, plan.affordable)
-        self.clouds = [Cloud(self, seller) for seller in plan.sellers]
+        self.healed = False
+        self.tokens: dict[str, str] = {}
+        self.vendors = [Vendor(self, seller) for seller in plan.sellers]
         builders: dict[str, Callable[[Wiring], BaseAgent]] = {
             "router": partial(RouterAgent, configs=configs),
             "conductor": ConductorAgent,
@@ -504,6 +506,7 @@ class World:
 
     def _heal(self) -> None:
         """From here on nothing new goes wrong."""
+        self.healed = True
         for node in self.nodes.values():
             node.trap = None
         self.tell("FAULT", "no more")

@@ -45,7 +45,7 @@ class Books(Protocol):
         """Be told what a provider charges for a rental that is gone."""
 
     def orphan(self, instance: Instance, tx: Transaction) -> None:
-        """Be told that an instance was found which no rental stands for; it is being terminated."""
+        """Be told that an instance was found which should not be; it is being terminated."""
 
     def trouble(self, provider: str, error: ProviderError | None) -> None:
         """Be told how the last look at a provider went."""
@@ -258,15 +258,12 @@ class Keeper:
             return
         self._books.trouble(provider.name, None)
         with self._books.transaction() as tx:
-            known = {rental.tag for rental in Rentals(tx.connection).living(provider.name)}
-            orphans = [
-                instance for instance in listed
-                if instance.phase is not Phase.GONE and instance.tag.startswith(self._prefix) and instance.tag not in known
-            ]  # fmt: skip
-            for instance in orphans:
+            store, now = Rentals(tx.connection), self._books.now()
+            known = {rental.tag for rental in store.living(provider.name)}
+            for instance in listed:
+                if instance.phase is Phase.GONE or instance.tag in known or not instance.tag.startswith(self._prefix):
+                    continue
+                before = store.of(instance.tag.removeprefix(self._prefix))
+                after = life.orphan(instance, before, instance.tag.removeprefix(self._prefix), now)
                 self._books.orphan(instance, tx)
-        for instance in orphans:
-            try:
-                await provider.terminate(instance.id)
-            except ProviderError as error:
-                self._books.trouble(provider.name, error)  # the next look finds it again
+                self._store(store, before or after.into(State.GONE, now), after, tx)

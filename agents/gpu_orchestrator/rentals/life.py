@@ -14,7 +14,8 @@ from enum import StrEnum
 
 from agents.gpu_orchestrator.providers.provider import Instance, Phase, ProviderError, RateLimited
 from agents.gpu_orchestrator.rentals.rental import Rental, State
-from protocol.machine import Device
+from protocol.access import worker_name
+from protocol.machine import Device, Listing
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,29 @@ def missed(rental: Rental, now: datetime, limits: Limits) -> Rental:
     first = rental.missed_at or now
     again = min(first + wait, now + limits.pause) if now < first + wait else now
     return rental.model_copy(update={"missed_at": first, "next_at": again, "failures": 0})
+
+
+def orphan(instance: Instance, known: Rental | None, id: str, now: datetime) -> Rental:
+    """Return a rental for an instance that should not be: it is ended, and what it costs is told.
+
+    Args:
+        known: the rental of its tag, which was believed to be gone; None: nobody remembers one.
+        id: what the tag names.
+    """
+    since = instance.since or now
+    if known is not None:
+        metered = known.metered_from or since
+        back = {"instance": instance.id, "ended_at": None, "bill_at": None, "metered_from": metered, "reason": "it is still there"}
+        return known.into(State.ENDING, now, **back)
+    price = instance.price_micros_per_hour or 0
+    listing = Listing(
+        provider=instance.provider, id="", gpu=instance.gpu, region=instance.region, price_micros_per_hour=None, seen_at=now
+    )
+    return Rental(
+        id=id, provider=instance.provider, listing=listing, kind="", tag=instance.tag, machine=worker_name(id),
+        needs_disk_bytes=0, limit_micros_per_hour=price, price_micros_per_hour=price, state=State.ENDING, instance=instance.id,
+        created_at=now, state_at=now, metered_from=since, reason="nobody ordered it",
+    )  # fmt: skip
 
 
 def gone(rental: Rental, now: datetime, limits: Limits) -> Rental:

@@ -153,3 +153,16 @@ def test_a_machine_that_nobody_needs_is_ended_after_a_while() -> None:
 def test_a_host_that_has_less_than_it_sold_is_found_out(gpu: str, gib: int, lies: bool) -> None:
     device = Device(cores=4, memory_bytes=GIB, disk_free_bytes=GIB, gpu=gpu, gpu_memory_bytes=gib * GIB)
     assert (life.lie(rental(), device) is not None) is lies
+
+
+def test_an_instance_that_was_believed_to_be_gone_and_still_costs_is_ended_and_metered_on() -> None:
+    over = life.gone(life.ending(rental(State.READY), NOON, "over"), after(10), LIMITS)
+    back = life.orphan(instance(), over, "r1", after(70))
+    assert (back.state, back.ended_at, back.metered_from) == (State.ENDING, None, NOON)
+    assert life.due(back, after(70)) is Act.TERMINATE
+
+
+def test_an_instance_that_nobody_remembers_is_ended_and_its_bill_asked_for() -> None:
+    stranger = life.orphan(instance(), None, "zz", after(0))
+    assert life.due(stranger, after(0)) is Act.TERMINATE
+    assert life.terminated(stranger, instance(Phase.GONE), after(5), LIMITS).bill_at is not None
