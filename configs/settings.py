@@ -16,6 +16,8 @@ from protocol.address import PLAIN_PORT, Endpoint
 
 FILE = "lab.yaml"
 PREFIX = "MEETARA_"
+IN_FILE = ("lab", "port", "broker", "listen", "public", "worker_image", "default_tier", "store")
+"""Settings that lab.yaml may hold."""
 
 
 def _default_home() -> Path:
@@ -33,6 +35,9 @@ class Settings(BaseSettings):
         port: the broker's port (MEETARA_PORT), where `broker` names none; 0: any free one, for a private broker.
         listen: HOST or HOST:PORT where a private broker takes people from elsewhere, over TLS and with a login
             (MEETARA_LISTEN); None: it listens on loopback only.
+        public: where workers on rented machines reach the lab's broker, e.g. mqtts://lab.example.org:8883 (MEETARA_PUBLIC);
+            None: nothing is rented.
+        worker_image: container image of the worker, which the providers can pull (MEETARA_WORKER_IMAGE); None: nothing is rented.
         store: URI of the artefact store that all machines of the lab reach, for fsspec (MEETARA_STORE), e.g. s3://bucket/lab;
             None: the home.
         configs: folder whose files replace the shipped ones of the same name (MEETARA_CONFIGS).
@@ -48,6 +53,8 @@ class Settings(BaseSettings):
     broker: str | None = None
     port: int = Field(default=1883, ge=0, le=65535)
     listen: str | None = None
+    public: str | None = None
+    worker_image: str | None = None
     store: str | None = None
     configs: Path | None = None
     local_usd_per_hour: float | None = Field(default=None, ge=0, lt=10_000)
@@ -59,12 +66,12 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
-    @field_validator("broker", "listen", "default_tier", "store", mode="before")
+    @field_validator("broker", "listen", "public", "worker_image", "default_tier", "store", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if value == "" else value
 
-    @field_validator("broker", "listen")
+    @field_validator("broker", "listen", "public")
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
         if value is not None:
@@ -101,8 +108,8 @@ class Settings(BaseSettings):
         folder = given.get("configs") or os.environ.get(f"{PREFIX}CONFIGS") or None
         source = Source.read(FILE, Path(folder).expanduser().absolute() if folder else None)
         for name in source.content:
-            if name not in ("lab", "port", "broker", "listen", "default_tier", "store"):
-                raise source.wrong(name, "no such setting; known are lab, port, broker, listen, default_tier and store")
+            if name not in IN_FILE:
+                raise source.wrong(name, f"no such setting; known are {', '.join(IN_FILE[:-1])} and {IN_FILE[-1]}")
         environment = {name for name in cls.model_fields if f"{PREFIX}{name.upper()}" in {key.upper() for key in os.environ}}
         below = {name: value for name, value in source.content.items() if name not in environment}
         if folder:

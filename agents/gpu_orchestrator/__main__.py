@@ -1,4 +1,18 @@
+import os
+
 from agents.gpu_orchestrator.agent import GpuOrchestratorAgent
+from agents.gpu_orchestrator.clouds import open_clouds
+from bus import Wiring
+from configs import load
+
+
+class Renting(GpuOrchestratorAgent):
+    """Quotes jobs on machines that are online or for rent, rents what is chosen, and leases slots."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        configs = load()
+        super().__init__(wiring, configs, open_clouds(wiring, configs.settings, os.environ))
+
 
 if __name__ == "__main__":
-    GpuOrchestratorAgent.main()
+    Renting.main()

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, cast
 
 from pydantic import ValidationError
 
 from agents.gpu_orchestrator import queue
+from agents.gpu_orchestrator.clouds import Clouds
 from agents.gpu_orchestrator.fleet import Fleet
 from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import history
 from agents.gpu_orchestrator.market.desk import Desk, nobody_online
-from agents.gpu_orchestrator.providers.provider import Instance, Provider, ProviderError
+from agents.gpu_orchestrator.providers.provider import Instance, ProviderError
 from agents.gpu_orchestrator.queue import Waiting
-from agents.gpu_orchestrator.rentals.keeper import TICK, Admission, Keeper
-from agents.gpu_orchestrator.rentals.life import Limits
-from agents.gpu_orchestrator.rentals.office import Asking, Market, Office
+from agents.gpu_orchestrator.rentals.keeper import Keeper
+from agents.gpu_orchestrator.rentals.office import Asking, Office
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
 from agents.gpu_orchestrator.rentals.store import Rentals
@@ -79,18 +78,6 @@ CREATE TABLE asked (                 -- what the quotes of jobs on rented machin
 ) WITHOUT ROWID;
 CREATE TABLE self (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-
-
-@dataclass(frozen=True)
-class Clouds:
-    """What rents machines. `tick`: seconds between two looks at them; `market` None: the agent's own, by the providers' lists."""
-
-    providers: Mapping[str, Provider]
-    admission: Admission
-    image: str
-    market: Market | None = None
-    limits: Limits = field(default_factory=Limits)
-    tick: float = TICK
 
 
 class GpuOrchestratorAgent(BaseAgent):

@@ -1,0 +1,64 @@
+"""What the orchestrator rents machines with: the vendors whose keys are set, and a way in for the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from agents.gpu_orchestrator.providers.provider import Provider
+from agents.gpu_orchestrator.providers.registry import open_providers
+from agents.gpu_orchestrator.rentals import admission
+from agents.gpu_orchestrator.rentals.keeper import TICK, Admission
+from agents.gpu_orchestrator.rentals.life import Limits
+from agents.gpu_orchestrator.rentals.office import Market
+from bus import Wiring, certs
+from configs import Settings, accounts
+
+NEEDED = {"public": "MEETARA_PUBLIC", "worker_image": "MEETARA_WORKER_IMAGE"}
+"""Settings without which nothing can be rented: a machine that cannot reach this lab costs money for nothing."""
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """What rents machines.
+
+    Attributes:
+        providers: by name.
+        admission: lets workers in.
+        image: container image of the worker.
+        market: what is for sale; None: the agent's own, by the providers' lists.
+        limits: how long things may take.
+        tick: seconds between two looks at the rentals.
+    """
+
+    providers: Mapping[str, Provider]
+    admission: Admission
+    image: str
+    market: Market | None = None
+    limits: Limits = field(default_factory=Limits)
+    tick: float = TICK
+
+
+def open_clouds(wiring: Wiring, settings: Settings, environment: Mapping[str, str]) -> Clouds | None:
+    """Return what can be rented with the keys in the environment; None: nothing, and the log says why if there is a key.
+
+    Raises:
+        LabError: CONFIGURATION; a key or an address cannot be one.
+    """
+    keys = accounts.read(environment)
+    if not keys:
+        return None
+    missing = [variable for name, variable in NEEDED.items() if getattr(settings, name) is None]
+    if missing:
+        structlog.get_logger().warning(
+            "nothing is rented", keys=sorted(keys), reason=f"{' and '.join(missing)} not set: workers could not reach this lab"
+        )
+        return None
+    assert settings.public is not None and settings.worker_image is not None
+    authority = wiring.home / "certs" / f"{certs.AUTHORITY}.pem"
+    entrance = admission.Admission(
+        wiring.broker, settings.public, wiring.lab, authority if authority.exists() else None
+    )
+    return Clouds(open_providers(keys), entrance, settings.worker_image)
