@@ -90,6 +90,8 @@ class GpuOrchestratorAgent(BaseAgent):
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
         self._desk = Desk(self._configs, list(clouds.providers.values()) if clouds else ())
         super().__init__(wiring)
+        self._by_bus: tuple[datetime | None, str] | None = None
+        self._by_file: tuple[datetime | None, str] | None = None
         self._frozen: datetime | None = None
         self._reported: list[StoppedRental] = []
         self._desk.history = history.read(self.store.connection)
@@ -354,7 +356,10 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _rent_with(self, clouds: Clouds) -> None:
         prefix = self._prefix()
-        self._office = Office(clouds.market or self._desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits)
+        billing = frozenset(name for name, provider in clouds.providers.items() if provider.bills)
+        self._office = Office(
+            clouds.market or self._desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing
+        )
         self._keeper = Keeper(
             clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
         )
@@ -413,10 +418,8 @@ class GpuOrchestratorAgent(BaseAgent):
             await asyncio.sleep(self._tick)
             with self.transaction() as tx:
                 freeze = read_freeze(self.home)
-                if freeze is not None:
-                    self._freeze(freeze.at, freeze.note or f"the {freeze.period}'s budget is used up", tx)
-                elif self._frozen is not None:
-                    self._thaw(tx)
+                self._by_file = None if freeze is None else (freeze.at, freeze.note or f"the {freeze.period}'s budget is used up")
+                self._follow_freeze(tx)
                 if self._look(tx):
                     self._hand_out(tx)
 
@@ -429,29 +432,29 @@ class GpuOrchestratorAgent(BaseAgent):
         except ValidationError as error:
             self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, "mode")))
             return
+        frozen = mode is not None and mode.mode == "frozen"
+        self._by_bus = (mode.at, f"the {mode.period}'s budget is used up") if mode is not None and frozen else None
         with self.transaction() as tx:
-            if mode is not None and mode.mode == "frozen":
-                self._freeze(mode.at, f"the {mode.period}'s budget is used up", tx)
-            elif read_freeze(self.home) is None:
-                self._thaw(tx)
+            self._follow_freeze(tx)
 
-    def _freeze(self, at: datetime | None, reason: str, tx: Transaction) -> None:
-        """End everything that is rented, and rent nothing more."""
+    def _follow_freeze(self, tx: Transaction) -> None:
+        """End everything that is rented while there is a freeze, by the bus or by the file, and rent nothing more."""
         assert self._office is not None
+        word = self._by_file or self._by_bus
+        if word is None:
+            if self._frozen is not None:
+                self._frozen = None
+                self.log.info("paid work goes on")
+                self._hand_out(tx)
+            return
         if self._frozen is None:
-            self._frozen = at or tx.now
-            self.log.warning("paid work is frozen", reason=reason)
-        self._store_changes(self._office.freeze(self._frozen, reason, tx), tx)
+            self._frozen = word[0] or tx.now
+            self.log.warning("paid work is frozen", reason=word[1])
+        self._store_changes(self._office.freeze(self._frozen, word[1], tx), tx)
         report = self._office.report(self._frozen, tx)
         if report.stopped != self._reported:
             self._reported = report.stopped
             tx.publish("cost_stopped", report)
-
-    def _thaw(self, tx: Transaction) -> None:
-        if self._frozen is not None:
-            self._frozen = None
-            self.log.info("paid work goes on")
-            self._hand_out(tx)
 
     def _look(self, tx: Transaction) -> bool:
         """Compare rentals with who is online; tells whether anything has changed."""

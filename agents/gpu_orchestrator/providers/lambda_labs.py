@@ -122,6 +122,7 @@ class LambdaLabs:
     """
 
     name = "lambda"
+    bills = False
 
     def __init__(
         self, key: SecretStr, clock: Callable[[], datetime], *, url: str, ssh_key: str | None = None,

@@ -126,6 +126,8 @@ class Provider(Protocol):
     """One vendor. Every method raises ProviderError and nothing else."""
 
     name: str
+    bills: bool
+    """Whether it tells what it has charged."""
 
     async def listings(self) -> Sequence[Listing]:
         """Return what can be rented now."""

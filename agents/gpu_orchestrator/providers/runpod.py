@@ -109,6 +109,7 @@ class RunPod:
     """
 
     name = "runpod"
+    bills = True
 
     def __init__(
         self, key: SecretStr, clock: Callable[[], datetime], *, url: str, spot_url: str,

@@ -122,6 +122,7 @@ class Vast:
     """One account at Vast.ai."""
 
     name = "vast"
+    bills = True
 
     def __init__(
         self, key: SecretStr, clock: Callable[[], datetime], *, url: str, transport: httpx2.AsyncBaseTransport | None = None

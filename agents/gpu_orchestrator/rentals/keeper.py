@@ -204,7 +204,7 @@ class Keeper:
         if after == before:
             return after
         store.save(after)
-        if after.billed_micros != before.billed_micros:
+        if after.billed_micros != before.billed_micros or (before.bill_at and not after.bill_at and after.billed_micros is None):
             self._books.billed(after, tx)
         if after.state is not before.state:
             self._books.changed(before, after, tx)

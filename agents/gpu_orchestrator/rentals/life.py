@@ -32,7 +32,7 @@ class Limits:
         pause: between two looks at one that is on its way.
         backoff: first and longest pause after a failed call.
         bill: how long after the end the provider is asked what it charges; bills lag behind.
-        bills: for how long it is asked again while it has no answer.
+        bills: for how long it is asked again: some vendors count by the day.
     """
 
     boot: timedelta = timedelta(minutes=15)
@@ -210,12 +210,13 @@ def gone(rental: Rental, now: datetime, limits: Limits) -> Rental:
 
 
 def billed(rental: Rental, micros: int | None, now: datetime, limits: Limits) -> Rental:
-    """Take in what the provider charges; None: it does not tell (yet), so it is asked again, for about a day."""
-    if micros is None:
-        ended = rental.ended_at or now
-        again = now + max(limits.bill, (now - ended) / 2)
-        return rental.model_copy(update={"bill_at": again if again - ended <= limits.bills else None, "failures": 0})
-    return rental.model_copy(update={"billed_micros": micros, "bill_at": None, "failures": 0})
+    """Take in what the provider charges so far; None: it has not told yet. It is asked again, ever more rarely: bills lag."""
+    ended = rental.ended_at or now
+    again = now + max(limits.bill, (now - ended) / 2)
+    told = rental.billed_micros if micros is None else micros
+    return rental.model_copy(
+        update={"billed_micros": told, "bill_at": again if again - ended <= limits.bills else None, "failures": 0}
+    )
 
 
 def refused(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:

@@ -84,13 +84,16 @@ class Office:
         names: makes the id of a new rental.
         tokens: makes the token of a rental's worker, from its id and its provider.
         prefix: what the tags of this lab's instances begin with.
+        billing: providers that tell what they have charged.
     """
 
     def __init__(
-        self, market: Market, names: Callable[[], str], tokens: Callable[[str, str], str], prefix: str, limits: Limits
-    ) -> None:
+        self, market: Market, names: Callable[[], str], tokens: Callable[[str, str], str], prefix: str, limits: Limits,
+        billing: frozenset[str],
+    ) -> None:  # fmt: skip
         self.breaker = Breaker()
         self._market, self._names, self._tokens, self._prefix, self._limits = market, names, tokens, prefix, limits
+        self._billing = billing
         self._offline: dict[str, datetime] = {}
         self._told: dict[str, str] = {}
 
@@ -285,6 +288,7 @@ class Office:
                 part = SettleRequest(
                     reservation=payer.reservation, job=payer.job, amount_micros=payer.micros, rental=rental.id,
                     part=f"{rental.id} from {payer.since.isoformat()}", provider=rental.provider,
+                    bill_follows=rental.provider in self._billing,
                 )  # fmt: skip
                 tx.call("budget.settle", part, key=payer.job, id=f"{payer.reservation}:{rental.id}:{payer.since.timestamp()}")
         for account in store.take_ended():
@@ -293,7 +297,7 @@ class Office:
 
     def bill(self, rental: Rental, tx: Transaction) -> None:
         """Tell the cost monitor what the provider charges, beside what the meter says."""
-        assert rental.billed_micros is not None and rental.metered_from is not None and rental.ended_at is not None
+        assert rental.metered_from is not None and rental.ended_at is not None
         jobs: dict[str, int] = {}
         for payer in Rentals(tx.connection).payers(rental.id):
             jobs[payer.job] = jobs.get(payer.job, 0) + (payer.micros or 0)
