@@ -113,8 +113,9 @@ class GpuOrchestratorAgent(BaseAgent):
             }
         )
         self.timer_handlers.update({"lease": self._lease_due, "quote": self._quote_due})
-        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.settle", "budget.release", "budget.bill"):
+        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.release", "budget.bill"):
             self.reply_handlers[method] = self._answered
+        self.reply_handlers["budget.settle"] = self._settled
         self.reply_handlers["budget.extend"] = self._extended
         self.timer_handlers["extend"] = self._extend_due
         self.timer_handlers["place"] = lambda key, data, tx: self._hand_out(tx)
@@ -516,6 +517,11 @@ class GpuOrchestratorAgent(BaseAgent):
         """Note how the last look at a provider went."""
         if error is not None:
             self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
+
+    def _settled(self, answer: Answer, tx: Transaction) -> None:
+        self._answered(answer, tx)
+        if self._office is not None:
+            self._office.settled(answer.context["rental"], answer.context["since"], tx)
 
     def _answered(self, answer: Answer, tx: Transaction) -> None:
         if answer.error is not None:

@@ -29,7 +29,7 @@ KEY = "f" * 64
 
 FORECAST = Plan(
     rows=10, held_out_rows=2, tokens=100, steps=5, parameters={}, base_parameters=1, file_bytes=1, disk_bytes=1,
-    memory_bytes=MEMORY, seconds_p50=20.0, seconds_p90=60.0,
+    memory_bytes=MEMORY, seconds_p50=20.0, seconds_p90=60.0, working_bytes=1 << 29, trained_tokens=150_000,
 ).model_dump(mode="json")  # fmt: skip
 
 

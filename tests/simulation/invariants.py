@@ -37,6 +37,8 @@ OWN = {
     "conductor": {"making": "SELECT job FROM making", "sharing": "SELECT job FROM sharing"},
     "gpu_orchestrator": {
         "leases": "SELECT job FROM leases", "waiting": "SELECT message FROM waiting", "quotes": "SELECT message FROM quotes",
+        "rentals": "SELECT id FROM rentals WHERE state <> 'gone'", "accounts": "SELECT job FROM accounts WHERE NOT settled",
+        "bills": "SELECT id FROM rentals WHERE record ->> 'bill_at' IS NOT NULL",
     },
     "cost_monitor": {"reservations": "SELECT reservation FROM open_reservations"},
     **{name: {"runs": "SELECT job FROM runs"} for name in FACTORIES},
@@ -180,24 +182,41 @@ class Invariants:
         if len(entries) == self.entries:
             return
         self.entries = len(entries)
-        reserved = {row["reservation"]: row["amount_micros"] for row in entries if row["kind"] == "reserve"}
+        aside: dict[str, int] = defaultdict(int)
+        spent_of: dict[str, int] = defaultdict(int)
+        drawn: dict[str, int] = defaultdict(int)
         ended: set[str] = set()
         for row in entries:
-            if row["kind"] != "reserve":
-                self._must(row["reservation"] in reserved, f"{row['reservation']} ended without having been made")
-                self._must(row["reservation"] not in ended, f"{row['reservation']} ended twice")
-                ended.add(row["reservation"])
-        open_now = sum(amount for reservation, amount in reserved.items() if reservation not in ended)
-        listed = monitor.read("SELECT coalesce(sum(amount_micros), 0) FROM open_reservations")[0][0]
-        self._must(open_now == listed, f"open reservations are {open_now} by the entries, {listed} by the list")
+            kind, reservation, amount = row["kind"], row["reservation"], row["amount_micros"]
+            if kind == "reserve":
+                self._must(reservation not in aside, f"{reservation} was made twice")
+            elif reservation:
+                self._must(reservation in aside, f"{reservation} ended or was paid from without having been made")
+            if kind in ("reserve", "extend"):
+                self._must(reservation not in ended, f"{reservation} grew after its end")
+                aside[reservation] += amount
+            else:
+                spent_of[reservation] += amount
+                drawn[reservation] += max(0, amount)  # a refund is no more room for the job: it is free for all
+            if kind in ("settle", "release"):
+                self._must(reservation not in ended, f"{reservation} ended twice")
+                ended.add(reservation)
+        listed = {row["reservation"]: row for row in monitor.read("SELECT * FROM open_reservations")}
+        for reservation, amount in aside.items():
+            if reservation not in ended:
+                known = listed[reservation]["amount_micros"] if reservation in listed else None
+                self._must(known == max(0, amount - drawn[reservation]), f"{reservation} holds {known} of {amount}")
+        held = [reservation for reservation in listed if reservation in ended and not listed[reservation]["held"]]
+        self._must(not held, f"{held} have ended and still hold money")
+        open_now = sum(row["amount_micros"] for row in listed.values())
+        excess = sum(max(0, amount - aside[reservation]) for reservation, amount in spent_of.items())
         last = datetime.fromtimestamp(entries[-1]["at"], UTC)
         for period in PERIODS:
             since, until = start(period, last).timestamp(), end(period, last).timestamp()
-            spent = excess = 0
-            for row in entries:
-                if row["kind"] == "settle" and since <= row["at"] < until:
-                    spent += row["amount_micros"]
-                    excess += max(0, row["amount_micros"] - reserved[row["reservation"]])
+            spent = sum(
+                row["amount_micros"] for row in entries
+                if row["kind"] in ("part", "settle", "correct") and since <= row["counts_at"] < until
+            )  # fmt: skip
             # what a job spent beyond its reservation is entered as it is: the ledger tells the truth
             self._must(
                 spent + open_now <= self.caps[period] + excess,
@@ -277,14 +296,37 @@ class Invariants:
                 snapshot = JobRecord.model_validate(record).snapshot()
                 self._must(JobSnapshot.model_validate_json(retained.payload) == snapshot, f"{job}: an old state is retained")
             self._money(job, record)
+        self._invoices()
         self._wishes()
 
     def _money(self, job: str, record: dict[str, Any]) -> None:
         rows = self.world.nodes["cost_monitor"].read(f"SELECT kind, amount_micros FROM entries WHERE job = '{job}' ORDER BY number")
         kinds = [row["kind"] for row in rows]
-        self._must(kinds in ([], ["reserve", "settle"], ["reserve", "release"]), f"{job}: its money went {kinds}")
-        spent = sum(row["amount_micros"] for row in rows if row["kind"] == "settle")
-        self._must(spent == record["spent_micros"], f"{job} spent {record['spent_micros']}, the ledger says {spent}")
+        spent = sum(row["amount_micros"] for row in rows if row["kind"] in ("part", "settle", "correct"))
+        if record["offer"] is None or record["offer"]["provider"] == "local":
+            self._must(kinds in ([], ["reserve", "settle"], ["reserve", "release"]), f"{job}: its money went {kinds}")
+            self._must(spent == record["spent_micros"], f"{job} spent {record['spent_micros']}, the ledger says {spent}")
+            return
+        self._must(kinds == [] or (kinds[0] == "reserve" and kinds.count("release") == 1), f"{job}: its money went {kinds}")
+
+    def _invoices(self) -> None:
+        """What the vendors charge is what the ledger says, to the micro-dollar, and is below the budget."""
+        monitor = self.world.nodes["cost_monitor"]
+        total = 0
+        for vendor in self.world.vendors:
+            name = vendor.seller.vendor
+            living = [instance.id for instance in vendor.cloud.living()]
+            self._must(not living, f"{name}: {living} still cost money")
+            rows = monitor.read(f"SELECT * FROM entries WHERE provider = '{name}' AND kind IN ('part', 'settle', 'correct')")
+            spent, invoice = sum(row["amount_micros"] for row in rows), vendor.cloud.bill()
+            total += invoice
+            if vendor.provider().bills:
+                rounding = 1000 * len(vendor.cloud.instances) if name == "vast" else 0  # it charges in steps of $0.001
+                self._must(abs(spent - invoice) <= rounding, f"{name} charges {invoice}, the ledger says {spent}")
+            else:
+                self._must(spent >= invoice, f"{name} charges {invoice}, the own meter says {spent}")
+        if all(vendor.seller.billing_factor == 1 for vendor in self.world.vendors):
+            self._must(total <= self.caps["month"], f"the vendors charge {total}, the month has {self.caps['month']}")
 
     def _wishes(self) -> None:
         by_data: dict[str, list[str]] = defaultdict(list)

@@ -88,6 +88,9 @@ async def publish(node: Node, wish: Wish, delay: float, body: dict[str, Any]) ->
 def wishes(world: World, number: int, request: Request) -> list[Wish]:
     """Start the people of one request."""
     params = TrainRequest(domain="sleep", dataset=dataset(number), priority=request.priority)
+    if request.paid:
+        sellers = [seller.vendor for seller in world.plan.sellers]
+        params = params.model_copy(update={"providers": sellers, "untrusted_hosts": True})
     job = f"job-{number}"
     delay = request.at / 10
     made: list[Wish] = []

@@ -88,6 +88,7 @@ class Plan:
     start: str = "noon"  # noon, midnight (just before a new day), month (just before a new month)
     affordable: int = 9  # so many jobs can be reserved at once
     sellers: tuple[Seller, ...] = ()
+    trouble: int = 0  # tenths of a second for which the sellers cause it
 
 
 TARGETED = ("kill", "stop", "pause", "cut_up", "cut_down", "lag", "clock_ahead", "clock_back", "locked", "full", "spilled")

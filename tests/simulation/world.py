@@ -39,9 +39,11 @@ import bus.store
 import protocol.ids
 from agents.conductor.agent import ConductorAgent
 from agents.cost_monitor.agent import CostMonitorAgent
-from agents.gguf_factory import machine
+from agents.gguf_factory import device, machine
 from agents.gguf_factory.agent import FactoryAgent
 from agents.gpu_orchestrator.agent import GpuOrchestratorAgent
+from agents.gpu_orchestrator.clouds import Clouds
+from agents.gpu_orchestrator.rentals.life import Limits
 from agents.router.agent import RouterAgent
 from bus import BaseAgent, BrokerAddress, Wiring
 from bus.health import SignOfLife
@@ -50,7 +52,7 @@ from protocol.errors import LabError, Retry
 from protocol.job import Report
 from tests.simulation import people, wire
 from tests.simulation.broker import Broker, Message
-from tests.simulation.cloud import Vendor
+from tests.simulation.cloud import Gate, Vendor
 from tests.simulation.disk import Disk, Killed, Opened
 from tests.simulation.factory import FORECAST, JobProcess, look_up, make_plan
 from tests.simulation.invariants import Invariants
@@ -66,6 +68,8 @@ RESTART = 1.0
 """Seconds until the supervisor starts a process that has failed."""
 PATIENCE = 600.0
 """Seconds after the last fault in which every job must have ended. Three attempts, each with a lost lease, take 300."""
+LIMITS = Limits(boot=timedelta(minutes=3), bill=timedelta(seconds=20), bills=timedelta(minutes=2))
+"""Of rentals: shorter than those of a real lab, so that a life of minutes sees their ends."""
 LOOK = 5.0
 """Seconds between two looks whether everything has ended."""
 
@@ -241,13 +245,18 @@ class World:
         builders: dict[str, Callable[[Wiring], BaseAgent]] = {
             "router": partial(RouterAgent, configs=configs),
             "conductor": ConductorAgent,
-            "gpu_orchestrator": partial(GpuOrchestratorAgent, configs=configs),
+            "gpu_orchestrator": self._orchestrator,
             "cost_monitor": partial(CostMonitorAgent, configs=configs),
         }
         for name in FACTORIES[: plan.factories]:
             builders[name] = partial(FactoryAgent, configs=configs)
         self.nodes = {name: Node(self, name, build) for name, build in builders.items()}
         self.invariants = Invariants(self, configs.budget.caps())
+
+    def _orchestrator(self, wiring: Wiring) -> GpuOrchestratorAgent:
+        providers = {vendor.seller.vendor: vendor.provider() for vendor in self.vendors}
+        clouds = Clouds(providers, Gate(self), "worker", limits=LIMITS) if providers else None
+        return GpuOrchestratorAgent(wiring, self.configs, clouds)
 
     # time
 
@@ -467,6 +476,7 @@ class World:
             (bus.agent, "version", lambda name: "0"), (SignOfLife, "show", lambda sign, now: None),  # slow, and not looked at
             (factory, "JobProcess", JobProcess), (factory, "make_plan", make_plan), (factory, "look_up", look_up),
             (machine, "free_bytes", lambda home: 1 << 40), (machine, "memory_bytes", lambda: 64 << 30),
+            (device, "graphics", lambda: ("", 0)),
         ]  # fmt: skip
 
     def _live(self) -> None:
@@ -477,7 +487,7 @@ class World:
             self.at(float(second), self.broker.save)
         for number, request in enumerate(self.plan.requests):
             self.wishes += people.wishes(self, number, request)
-        last = 0.0
+        last = self.plan.trouble / 10
         for fault in self.plan.faults:
             self.at(fault.at / 10, partial(self.strike, fault))
             last = max(last, (fault.at + fault.lasts) / 10)

@@ -204,6 +204,7 @@ def gone(rental: Rental, now: datetime, limits: Limits) -> Rental:
     fault = "" if wanted else "it never came to be" if rental.instance is None else "it was taken away"
     return rental.into(
         State.GONE, now, ended_at=now, fault=rental.fault or fault, token="",
+        metered_from=rental.metered_from if rental.instance else None,  # what never was has cost nothing
         bill_at=now + limits.bill if rental.instance else None,
         reason=rental.reason or ("the provider ended it" if rental.instance else "the launch came to nothing"),
     )  # fmt: skip

@@ -290,10 +290,19 @@ class Office:
                     part=f"{rental.id} from {payer.since.isoformat()}", provider=rental.provider,
                     bill_follows=rental.provider in self._billing,
                 )  # fmt: skip
-                tx.call("budget.settle", part, key=payer.job, id=f"{payer.reservation}:{rental.id}:{payer.since.timestamp()}")
+                since = payer.since.timestamp()
+                tx.call(
+                    "budget.settle", part, key=payer.job, id=f"{payer.reservation}:{rental.id}:{since}",
+                    context={"rental": rental.id, "since": since},
+                )  # fmt: skip
         for account in store.take_ended():
             rest = ReleaseRequest(reservation=account.reservation, job=account.job)
             tx.call("budget.release", rest, key=account.job, id=f"{account.reservation}:release")
+
+    def settled(self, rental: str, since: float, tx: Transaction) -> None:
+        """Take in that the cost monitor has a part: only when it has all of them a reservation may end."""
+        Rentals(tx.connection).entered(rental, since)
+        self.settle(tx)
 
     def bill(self, rental: Rental, tx: Transaction) -> None:
         """Tell the cost monitor what the provider charges, beside what the meter says."""

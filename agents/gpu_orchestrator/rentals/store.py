@@ -24,7 +24,7 @@ CREATE TABLE payers (                  -- the meter of a rental, cut by the jobs
     since REAL NOT NULL,
     until REAL,                        -- NULL: it still pays
     micros INTEGER,                    -- what it owes; NULL while it pays
-    told INTEGER NOT NULL DEFAULT 0    -- the cost monitor has it
+    told INTEGER NOT NULL DEFAULT 0    -- 1: the cost monitor was told, 2: it has answered
 );
 CREATE UNIQUE INDEX paying_now ON payers (rental) WHERE until IS NULL;
 CREATE INDEX payers_by_job ON payers (job);
@@ -181,14 +181,18 @@ class Rentals:
     def take_untold(self) -> list[Payer]:
         """Return payers whose time is over and of which the cost monitor was not told; each once."""
         rows = self._connection.execute("SELECT * FROM payers WHERE until IS NOT NULL AND NOT told ORDER BY until, rowid").fetchall()
-        self._connection.execute("UPDATE payers SET told = 1 WHERE until IS NOT NULL")
+        self._connection.execute("UPDATE payers SET told = CASE WHEN micros THEN 1 ELSE 2 END WHERE until IS NOT NULL AND NOT told")
         return [_payer(row) for row in rows]
 
+    def entered(self, rental: str, since: float) -> None:
+        """Note that the cost monitor has entered what a payer owes."""
+        self._connection.execute("UPDATE payers SET told = 2 WHERE rental = ? AND since = ?", (rental, since))
+
     def take_ended(self) -> list[Account]:
-        """Return accounts of jobs that are over and pay for nothing any more; each once."""
+        """Return accounts of jobs that are over, pay for nothing any more, and whose payments are entered; each once."""
         rows = self._connection.execute(
             "UPDATE accounts SET settled = 1 WHERE over AND NOT settled AND NOT EXISTS"
-            " (SELECT 1 FROM payers WHERE payers.job = accounts.job AND until IS NULL) RETURNING job"
+            " (SELECT 1 FROM payers WHERE payers.job = accounts.job AND told < 2) RETURNING job"
         ).fetchall()
         return [account for row in rows if (account := self.account(row["job"])) is not None]
 
