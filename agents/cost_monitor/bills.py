@@ -18,9 +18,10 @@ from protocol.money import BillReport, BillRequest, BudgetAlert
 DRIFT_PERCENT, DRIFT_MICROS = 5, 100_000
 """A bill that is off the own meter by more than 5 %, or by more than 10 cents, is an alert: rounding to seconds and minutes
 explains less on anything that runs for an hour."""
-ABSURD = 8
-"""A bill so many times the own meter freezes its provider: a bid that was multiplied by the number of GPUs, eight on the
-machines of that incident."""
+ABSURD = 4
+"""A bill so many times the own meter freezes its provider, as a price so far above the usual one is refused (architecture §5).
+The incident to be caught is a bid that was multiplied by eight GPUs; the own meter runs longer than the provider's, so on a
+short rental that bill is less than eight times it."""
 
 
 class Bills:

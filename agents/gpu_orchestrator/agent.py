@@ -475,6 +475,8 @@ class GpuOrchestratorAgent(BaseAgent):
             Rentals(tx.connection).save(after)
             if after.state is not before.state:
                 self.changed(before, after, tx)
+            elif self._keeper is not None:
+                tx.after_commit(self._keeper.wake)
 
     def now(self) -> datetime:
         """Read the clock."""

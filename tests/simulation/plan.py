@@ -166,3 +166,34 @@ def _plans(draw: st.DrawFn) -> Plan:
 
 PLANS = _plans()
 """Lives of labs, from quiet to terrible."""
+
+
+def rented(seed: int) -> Plan:
+    """Return a plan of a seed in which all jobs run on rented machines, and their vendors cause trouble for five minutes."""
+    dice = Random(seed)
+    trouble, preempted = dice.choice((0, 0.05, 0.1, 0.2, 0.4)), dice.choice((0, 0.3, 0.6))
+    kinds = ("kill", "kill", "stop", "pause", "cut_up", "cut_down", "lag", "broker_kept", "broker_lost")
+    faults = []
+    for _ in range(dice.choice((0, 2, 5))):
+        kind = dice.choice(kinds)
+        target = "" if kind in GLOBAL else dice.choice(("gpu_orchestrator", "gpu_orchestrator", "conductor", "cost_monitor"))
+        moment = dice.choice(MOMENTS) if kind == "kill" else "now"
+        faults.append(Fault(dice.randint(0, 2500), kind, target, dice.choice((10, 30, 100, 250)), moment))
+    vendors = dice.sample(("vast", "runpod", "lambda"), dice.randint(1, 3))
+    return Plan(
+        seed=seed, trouble=3000, faults=tuple(faults),
+        requests=tuple(
+            Request(
+                at=dice.randint(0, 900), paid=True, priority=dice.randint(1, 3),
+                cancel=dice.choice((None, None, None, dice.randint(0, 1500))),
+            )
+            for _ in range(dice.randint(1, 6))
+        ),
+        sellers=tuple(
+            Seller(
+                vendor, capacity=dice.choice((1, 3)), trouble=trouble, preempted=preempted, dead=dice.choice((0, 0.2)),
+                lies=dice.choice((0, 0.3)),
+            )
+            for vendor in vendors
+        ),
+    )  # fmt: skip

@@ -46,6 +46,9 @@ RETRY = timedelta(seconds=30)
 """How soon waiting jobs are placed anew where nothing says when another try makes sense."""
 AGAIN = timedelta(minutes=5)
 """How soon more money is asked for again where it was refused for now."""
+DEARER = 1.5
+"""How many times the quoted reservation a fallback may reserve where the request names no budget: the next machines in order of
+price are within it, while one that costs many times more is worth a wait."""
 SILENT = timedelta(seconds=60)
 """A ready machine whose worker has been offline for so long is ended: two lease lives, so no short break of a line."""
 STRICT = (AuthFailed.__name__, QuotaExceeded.__name__)
@@ -117,36 +120,38 @@ class Office:
 
     def _rent(self, asking: Asking, account: Account, store: Rentals, tx: Transaction) -> str | None:
         """Order the best machine that may be had; returns why there is none."""
-        left = account.reserved_micros - store.spent(account.job, tx.now)
+        agreed = asking.request.offer
+        assert agreed is not None
+        spent = store.spent(account.job, tx.now)
+        left = account.reserved_micros - spent
         shunned = store.shunned()
         taken = {(rental.provider, rental.listing.id) for rental in store.living() if not rental.listing.secure}
         reasons: dict[str, str] = {}
-        dear: list[Offer] = []
+        needed: int | None = None
+        budget = asking.quote.budget_usd
+        most = math.floor(agreed.reservation_micros * DEARER) if budget is None else math.floor(budget * 1_000_000) - spent
         for offer, listing in self._market.ranked(asking.quote, tx.now):
             key = (listing.provider, listing.id)
             why = shunned.get(key) or self.breaker.open(circuit(listing), tx.now)
             if key in taken:
                 why = "it is rented already"
-            if why is None and offer.cost_p90_micros > left:
-                why = f"it costs {dollars(offer.cost_p90_micros)} at P90, {dollars(left)} of the reservation are left"
-                dear.append(offer)
+            if why is None and offer.reservation_micros > most:
+                why = f"it needs {dollars(offer.reservation_micros)}, at most {dollars(most)} may be spent instead of what was quoted"
+            if why is None and offer.reservation_micros > left:
+                why = f"it needs {dollars(offer.reservation_micros)}, {dollars(left)} of the reservation are left"
+                needed = needed or spent + offer.reservation_micros
             if why is None:
                 self._order(asking, account, offer, listing, store, tx)
                 return None
             reasons[f"{listing.provider} {listing.id}"] = why
-        if dear:
-            return self._extend(asking, account, account.reserved_micros - left + dear[0].reservation_micros, tx)
+        if needed is not None:  # another machine costs more, or what was lost with earlier ones is needed again
+            return self._extend(account, needed, tx)
         listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
         more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         return f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
 
-    def _extend(self, asking: Asking, account: Account, needed: int, tx: Transaction) -> str:
-        """Ask for more money: what a job has lost with its machines it needs again."""
-        limit = asking.quote.budget_usd
-        if limit is not None and needed > limit * 1_000_000:
-            reason = f"with what it has spent the job would need {dollars(needed)}, more than its budget_usd of {limit:g}."
-            tx.call("lease.delay", LeaseDelay(job=account.job, reason=reason, final=True), key=account.job)
-            return reason
+    def _extend(self, account: Account, needed: int, tx: Transaction) -> str:
+        """Ask for more money."""
         if not account.refused:
             more = ExtendRequest(reservation=account.reservation, job=account.job, amount_micros=needed)
             tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}")
@@ -257,7 +262,10 @@ class Office:
             if tx.now + self._limits.leave >= meter.lasts_until(rental, payer, left):
                 return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
         if not here:
-            since = self._offline.setdefault(rental.id, tx.now)
+            if rental.id not in self._offline:
+                self._offline[rental.id] = tx.now
+                return rental.model_copy(update={"next_at": None})  # was it taken away? A lease would tell only when it runs out
+            since = self._offline[rental.id]
             if tx.now - since > SILENT:
                 return life.ending(rental, tx.now, "its worker went silent", fault="its worker went silent")
             return rental
