@@ -11,7 +11,7 @@ class Renting(GpuOrchestratorAgent):
 
     def __init__(self, wiring: Wiring) -> None:
         configs = load()
-        super().__init__(wiring, configs, open_clouds(wiring, configs.settings, os.environ))
+        super().__init__(wiring, configs, open_clouds(wiring, configs, os.environ))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import structlog
 
@@ -14,7 +15,7 @@ from agents.gpu_orchestrator.rentals.keeper import TICK, Admission
 from agents.gpu_orchestrator.rentals.life import Limits
 from agents.gpu_orchestrator.rentals.office import Market
 from bus import Wiring, certs
-from configs import Settings, accounts
+from configs import Configs, accounts
 
 NEEDED = {"public": "MEETARA_PUBLIC", "worker_image": "MEETARA_WORKER_IMAGE"}
 """Settings without which nothing can be rented: a machine that cannot reach this lab costs money for nothing."""
@@ -41,7 +42,7 @@ class Clouds:
     tick: float = TICK
 
 
-def open_clouds(wiring: Wiring, settings: Settings, environment: Mapping[str, str]) -> Clouds | None:
+def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]) -> Clouds | None:
     """Return what can be rented with the keys in the environment; None: nothing, and the log says why if there is a key.
 
     Raises:
@@ -50,6 +51,7 @@ def open_clouds(wiring: Wiring, settings: Settings, environment: Mapping[str, st
     keys = accounts.read(environment)
     if not keys:
         return None
+    settings = configs.settings
     missing = [variable for name, variable in NEEDED.items() if getattr(settings, name) is None]
     if missing:
         structlog.get_logger().warning(
@@ -61,4 +63,5 @@ def open_clouds(wiring: Wiring, settings: Settings, environment: Mapping[str, st
     entrance = admission.Admission(
         wiring.broker, settings.public, wiring.lab, authority if authority.exists() else None
     )
-    return Clouds(open_providers(keys), entrance, settings.worker_image)
+    setup = timedelta(seconds=configs.providers.rented.provisioning_seconds)
+    return Clouds(open_providers(keys), entrance, settings.worker_image, limits=Limits(setup=setup))

@@ -119,6 +119,8 @@ class Vendor:
 
     def _boot(self, instance: Instance, environment: dict[str, str]) -> Booted | None:
         dice, seller, stock = self.world.random, self.seller, instance.stock
+        if VARIABLE not in environment:
+            return None  # another lab's
         if not self.world.healed and dice.random() < seller.dead:
             self.world.counts["never boots"] += 1
             return None

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from bus.client import Client
 from protocol.errors import Code, LabError
-from protocol.job import JobQuery, TrainRequest
+from protocol.job import JobQuery, TrainRequest, digest
+from protocol.signature import submission
 from protocol.topics import Topics
 from tests.simulation import wire
 from tests.simulation.plan import Request
@@ -91,6 +92,7 @@ def wishes(world: World, number: int, request: Request) -> list[Wish]:
     if request.paid:
         sellers = [seller.vendor for seller in world.plan.sellers]
         params = params.model_copy(update={"providers": sellers, "untrusted_hosts": True})
+        params.signature = world.key.sign(submission("lab", f"job-{number}", digest(params)))
     job = f"job-{number}"
     delay = request.at / 10
     made: list[Wish] = []

@@ -45,7 +45,7 @@ from agents.gpu_orchestrator.agent import GpuOrchestratorAgent
 from agents.gpu_orchestrator.clouds import Clouds
 from agents.gpu_orchestrator.rentals.life import Limits
 from agents.router.agent import RouterAgent
-from bus import BaseAgent, BrokerAddress, Wiring
+from bus import BaseAgent, BrokerAddress, Wiring, keys
 from bus.health import SignOfLife
 from configs import Configs, load
 from protocol.errors import LabError, Retry
@@ -68,7 +68,7 @@ RESTART = 1.0
 """Seconds until the supervisor starts a process that has failed."""
 PATIENCE = 600.0
 """Seconds after the last fault in which every job must have ended. Three attempts, each with a lost lease, take 300."""
-LIMITS = Limits(boot=timedelta(minutes=3), bill=timedelta(seconds=20), bills=timedelta(minutes=2))
+LIMITS = Limits(boot=timedelta(minutes=3), dear=timedelta(minutes=2), bill=timedelta(seconds=20), bills=timedelta(minutes=2))
 """Of rentals: shorter than those of a real lab, so that a life of minutes sees their ends."""
 LOOK = 5.0
 """Seconds between two looks whether everything has ended."""
@@ -241,6 +241,9 @@ class World:
         configs = self.configs = configuration(plan.slots, plan.affordable)
         self.healed = False
         self.tokens: dict[str, str] = {}
+        if plan.sellers:
+            self.key = keys.make(self.home / "person")
+            keys.trust(self.home / "conductor" / keys.FOLDER, "person", self.key.public)
         self.vendors = [Vendor(self, seller) for seller in plan.sellers]
         builders: dict[str, Callable[[Wiring], BaseAgent]] = {
             "router": partial(RouterAgent, configs=configs),

@@ -23,6 +23,7 @@ class Limits:
     """How long things may take.
 
     Attributes:
+        setup: what a quote counts for setting a machine up, which jobs that share one need once.
         boot: from launch until the worker must be online; images of some GB and slow hosts take minutes.
         idle: a ready machine that nobody wants is kept so long, for a request that is being quoted just now.
         leave: how long jobs may save before the machine is terminated all the same.
@@ -31,10 +32,12 @@ class Limits:
         look: between two looks at an instance that is where it should be.
         pause: between two looks at one that is on its way.
         backoff: first and longest pause after a failed call.
+        dear: how long a job waits while everything that fits costs more than it may; prices come down within the hour or not soon.
         bill: how long after the end the provider is asked what it charges; bills lag behind.
         bills: for how long it is asked again: some vendors count by the day.
     """
 
+    setup: timedelta = timedelta(minutes=10)
     boot: timedelta = timedelta(minutes=15)
     idle: timedelta = timedelta(seconds=60)
     leave: timedelta = timedelta(seconds=20)
@@ -43,6 +46,7 @@ class Limits:
     look: timedelta = timedelta(seconds=60)
     pause: timedelta = timedelta(seconds=5)
     backoff: tuple[timedelta, timedelta] = (timedelta(seconds=1), timedelta(seconds=30))
+    dear: timedelta = timedelta(hours=1)
     bill: timedelta = timedelta(minutes=2)
     bills: timedelta = timedelta(hours=26)
 

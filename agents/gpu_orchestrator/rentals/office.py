@@ -69,13 +69,13 @@ class Asking:
     request: LeaseRequest
     quote: QuoteRequest
 
-    @property
-    def wish(self) -> Wish:
+    def wish(self, setup: timedelta) -> Wish:
+        """Return what it needs of a machine that is set up already."""
         offer = self.request.offer
         assert offer is not None
         return Wish(
             self.request.job, self.request.kind, offer.provider, self.request.priority, self.request.submitted_at,
-            offer.seconds_p50,
+            max(0.0, offer.seconds_p50 - setup.total_seconds()),
         )  # fmt: skip
 
 
@@ -99,6 +99,7 @@ class Office:
         self._billing = billing
         self._offline: dict[str, datetime] = {}
         self._told: dict[str, str] = {}
+        self._dear: dict[str, datetime] = {}
 
     # renting
 
@@ -109,7 +110,7 @@ class Office:
         leases = Leases(tx.connection).live()
         living = store.living()
         busy = {rental.id: self._remaining(rental, leases, tx.now) for rental in living}
-        for wish in unserved((asking.wish for asking in waiting), living, busy):
+        for wish in unserved((asking.wish(self._limits.setup) for asking in waiting), living, busy):
             asking = askings[wish.job]
             account = store.account(wish.job)
             assert account is not None
@@ -128,34 +129,44 @@ class Office:
         taken = {(rental.provider, rental.listing.id) for rental in store.living() if not rental.listing.secure}
         reasons: dict[str, str] = {}
         needed: int | None = None
+        hope = False
         budget = asking.quote.budget_usd
         most = math.floor(agreed.reservation_micros * DEARER) if budget is None else math.floor(budget * 1_000_000) - spent
         for offer, listing in self._market.ranked(asking.quote, tx.now):
             key = (listing.provider, listing.id)
-            why = shunned.get(key) or self.breaker.open(circuit(listing), tx.now)
-            if key in taken:
-                why = "it is rented already"
+            why = shunned.get(key)
             if why is None and offer.reservation_micros > most:
                 why = f"it needs {dollars(offer.reservation_micros)}, at most {dollars(most)} may be spent instead of what was quoted"
+            hope = hope or why is None
+            if why is None:
+                why = "it is rented already" if key in taken else self.breaker.open(circuit(listing), tx.now)
             if why is None and offer.reservation_micros > left:
                 why = f"it needs {dollars(offer.reservation_micros)}, {dollars(left)} of the reservation are left"
-                needed = needed or spent + offer.reservation_micros
+                # rounded up: the meter of a machine that is just being ended still runs
+                needed = needed or spent + offer.reservation_micros + agreed.reservation_micros // 10
             if why is None:
                 self._order(asking, account, offer, listing, store, tx)
+                self._dear.pop(account.job, None)
                 return None
             reasons[f"{listing.provider} {listing.id}"] = why
         if needed is not None:  # another machine costs more, or what was lost with earlier ones is needed again
             return self._extend(account, needed, tx)
         listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
         more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        return f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
+        reason = f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
+        if hope or not reasons:
+            self._dear.pop(account.job, None)
+        elif tx.now - self._dear.setdefault(account.job, tx.now) > self._limits.dear:
+            final = f"{reason} Allow more with budget_usd, and send the request again."
+            tx.call("lease.delay", LeaseDelay(job=account.job, reason=final, final=True), key=account.job)
+        return reason
 
     def _extend(self, account: Account, needed: int, tx: Transaction) -> str:
         """Ask for more money."""
         if not account.refused:
             more = ExtendRequest(reservation=account.reservation, job=account.job, amount_micros=needed)
             tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}")
-        return account.refused or f"{dollars(needed)} in all are asked for, as other machines cost more."
+        return account.refused or "more money is asked for: the next machine costs more, or earlier ones were lost."
 
     def extended(self, job: str, answer: Reservation | LabError, tx: Transaction) -> None:
         """Take in the cost monitor's answer."""

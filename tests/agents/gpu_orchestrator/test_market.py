@@ -22,6 +22,8 @@ from tests.agents.gpu_orchestrator.test_agent import Rig
 class Seller:
     """A provider that lists, and does nothing else."""
 
+    bills = False
+
     def __init__(self, name: str, *listings: Listing) -> None:
         self.name = name
         self.says: Sequence[Listing] | ProviderError = listings
