@@ -43,8 +43,8 @@ def show_page(page: ListingPage, console: Console, *, now: datetime, reasons: bo
         grid.add_column("why not", overflow="fold")
     for _, group in groupby(page.listings, key=_alike):
         items = list(group)
-        row = _row(items, now)
-        grid.add_row(*row, Text(items[0].rejected or "") if reasons else None, style="dim" if items[0].rejected else None)
+        why = [Text(items[0].rejected or "")] if reasons else []
+        grid.add_row(*_row(items, now), *why, style="dim" if items[0].rejected else None)
     console.print(grid if page.listings else "nothing that is for sale matches.")
     if page.more:
         console.print(f"{page.more} more that cost more: narrow the question.", markup=False)

@@ -60,6 +60,9 @@ def show_quote(found: Quote, console: Console) -> None:
         if name not in offered:
             by_reason[reason].append(name)
     for reason, names in by_reason.items():
+        if names == ["…"]:
+            console.print(Text(f"not looked at more closely: {reason}", style="dim"))
+            continue
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         console.print(Text(f"not {', '.join(names[:NAMED])}{more}: {reason}", style="dim"))
     if not any(offer.paid for offer in (found.choice, *found.others)):

@@ -8,7 +8,7 @@ P90, the provider's name, the machine's name. So the same market and the same jo
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -30,10 +30,12 @@ from protocol.machine import Listing, Offer, Quote
 OTHERS = 20
 """Further offers in a quote."""
 REASONS = 60
-"""Rejected listings that a quote names, cheapest first; all have their reason in `offer.list`. A message has a limit."""
+"""Rejected listings that a quote names, cheapest first, of those that anybody asked for. A message has a limit."""
 
 TOLD = 8
-"""Machines that an error's sentence names; its data has more."""
+"""Reasons that an error's sentence gives; its data has more."""
+REST = "…"
+"""Stands in a quote's reasons for all machines that it does not name."""
 TRIED = 200
 """Machines that are ranked for a launch: where so many are sold out, the next look at the market is due."""
 
@@ -307,17 +309,17 @@ def _offer(entry: _Fitting, plan: Plan, supply: Supply) -> Offer:
 def _reasons(wanted: Requirements, search: _Search) -> dict[str, str]:
     """Every own machine's reason, and those of the listings that come nearest; of the rest how many have which."""
     found = dict(search.own)
-    order = sorted(search.refused, key=lambda refused: (refused.far, refused.spent or math.inf))
-    for refused in order[:REASONS]:
+    near = sorted((refused for refused in search.refused if not refused.far), key=lambda refused: refused.spent or math.inf)
+    for refused in near[:REASONS]:
         found[f"{refused.item.provider} {refused.item.id}"] = _sentence(refused, wanted)
-    rest = Counter(SHORT.get(refused.reason, "over the limit of money") for refused in order[REASONS:])
+    rest = Counter(SHORT.get(refused.reason, "over the limit of money") for refused in near[REASONS:])
+    rest.update(_sentence(refused, wanted) for refused in search.refused if refused.far)
     if rest:
-        found["…"] = "; ".join(f"{count} more: {what}" for what, count in rest.most_common())
+        found[REST] = "; ".join(f"{what} ({count} machines)" for what, count in rest.most_common())
     return found
 
 
 SHORT = {
-    "provider": "of other providers than the request names", "gpu": "not what the tier is meant for",
     "plan": "the plan says too little", "memory": "too little memory", "disk": "too little disk",
     "speed": "a GPU of unknown speed", "judged": "see `meetara offers --all`", "untrusted": "machines of strangers",
     "economy": "dearer than the median while money is short", "spot": "may be taken away at any time", "deadline": "too slow for the deadline",
@@ -366,12 +368,16 @@ def _why(choice: Offer, others: Sequence[Offer], count: int) -> str:
 
 def _nothing_fits(wanted: Requirements, search: _Search) -> LabError:
     rejected = _reasons(wanted, search)
-    far = {f"{refused.item.provider} {refused.item.id}" for refused in search.refused if refused.far}
-    near = [f"{name}: {reason}" for name, reason in rejected.items() if name != "…" and name not in far]
-    counts = Counter(_sentence(refused, wanted) for refused in search.refused if refused.far)
-    shown = near[:TOLD] or [f"{what} ({count} machines)" for what, count in counts.most_common()]
-    left = len(search.own) + len(search.refused) - len(shown) if near else 0
-    listed = "; ".join([*shown, *([f"and {left} more (`meetara offers --all`)"] if left > 0 else [])]) or "there is none"
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name, reason in rejected.items():
+        if name != REST or len(rejected) == 1:
+            alike[reason].append(name)
+    shown = [
+        reason if names == [REST] else f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in list(alike.items())[:TOLD]
+    ]  # fmt: skip
+    left = len(alike) - len(shown)
+    listed = "; ".join([*shown, *([f"and {left} more reasons (`meetara offers --all`)"] if left > 0 else [])]) or "there is none"
     if search.needed_micros is not None:
         error = LabError(
             Code.BUDGET, f"no machine fits the budget: {listed}.",

@@ -122,7 +122,6 @@ def test_a_rented_offer_counts_from_the_launch_and_holds_until_its_price_is_too_
 
 
 REFUSED = {
-    "the tier lightning is meant for T4": listing(gpu="A10"),
     "the job needs 4.38 GiB of one GPU's memory, it has 4.00 GiB": listing(gpu_memory_bytes=4 * GIB),
     "the job needs 21 GB of disk, it has 20 GB": listing(disk_bytes=20 * 10**9),
     "a stranger's machine, and the request does not allow untrusted_hosts": listing(secure=False),
@@ -130,6 +129,18 @@ REFUSED = {
     "it is painted green": listing(rejected="it is painted green"),
     "its price is not known": listing(usd=None),
 }
+
+
+def test_what_nobody_asked_for_is_only_counted():
+    others = [listing(id=f"a{n}", gpu="A10") for n in range(3)]
+    assert choose(LIGHTNING, listing(id="b"), *others).rejected == {"…": "the tier lightning is meant for T4 (3 machines)"}
+    with pytest.raises(LabError, match=r"no machine fits the job: the tier lightning is meant for T4 \(3 machines\)\."):
+        choose(LIGHTNING, *others)
+
+
+def test_an_error_says_a_reason_of_many_machines_once():
+    with pytest.raises(LabError, match=r"lambda a0 and 2 more: a stranger's machine, and the request does not"):
+        choose(LIGHTNING, *[listing(id=f"a{n}", secure=False) for n in range(3)])
 
 
 @pytest.mark.parametrize(("reason", "item"), REFUSED.items(), ids=[reason[:30] for reason in REFUSED])
@@ -205,7 +216,7 @@ def test_a_quote_of_thousands_fits_into_a_message():
     made = choose(LIGHTNING, *many, *[item.model_copy(update={"secure": False, "id": f"s{item.id}"}) for item in many])
     assert made.choice.machine == "machine-0" and len(made.others) == 20
     assert len(made.rejected) == REASONS + 1 + 20
-    assert made.rejected["…"] == f"{3000 - REASONS} more: machines of strangers"
+    assert made.rejected["…"] == f"machines of strangers ({3000 - REASONS} machines)"
     assert len(made.model_dump_json()) < 32_000
 
 
