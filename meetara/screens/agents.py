@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from meetara import show
@@ -30,7 +31,8 @@ async def agents(where: dict[str, Any], *, as_json: bool, console: Console) -> i
     for one in found:
         card, device = one.card, one.card.device if one.card else None
         grid.add_row(
-            one.id, "[green]online[/green]" if one.online else "[red]offline[/red]",
+            escape(one.id if card is None or card.provider == "local" else f"{one.id} ({card.provider})"),
+            "[green]online[/green]" if one.online else "[red]offline[/red]",
             card.version if card else "", str(card.slots) if card and card.slots else "",
             str(device.cores) if device else "", show.size(device.memory_bytes) if device else "",
             show.size(device.disk_free_bytes) if device else "",
