@@ -15,10 +15,15 @@ from agents.gpu_orchestrator.rentals.keeper import TICK, Admission
 from agents.gpu_orchestrator.rentals.life import Limits
 from agents.gpu_orchestrator.rentals.office import Market
 from bus import Wiring, certs
+from bus.address import is_loopback
 from configs import Configs, accounts
+from protocol import Code, LabError
+from protocol.address import Endpoint
 
-NEEDED = {"public": "MEETARA_PUBLIC", "worker_image": "MEETARA_WORKER_IMAGE"}
-"""Settings without which nothing can be rented: a machine that cannot reach this lab costs money for nothing."""
+NEEDED = {"public": "MEETARA_PUBLIC", "worker_image": "MEETARA_WORKER_IMAGE", "store": "MEETARA_STORE"}
+"""Settings without which nothing can be rented: a machine that cannot reach this lab, or its data, costs money for nothing."""
+GIVEN = "MEETARA_WORKER_ENV_"
+"""A variable whose name begins so is given to workers without that beginning: keys of the store or of a hub, MEETARA_SHUTDOWN."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,21 @@ class Clouds:
     tick: float = TICK
 
 
+def given(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what the owner gives to all workers.
+
+    Raises:
+        LabError: CONFIGURATION; it is a vendor's key, which no worker may have.
+    """
+    found = {name.removeprefix(GIVEN): value for name, value in environment.items() if name.startswith(GIVEN)}
+    for name in sorted(found.keys() & accounts.SECRETS):
+        raise LabError(
+            Code.CONFIGURATION, f"{GIVEN}{name} would give a vendor's key to rented machines.",
+            advice="Unset it: whoever has such a key can spend your money. Workers need none.", field=f"{GIVEN}{name}",
+        )  # fmt: skip
+    return found
+
+
 def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]) -> Clouds | None:
     """Return what can be rented with the keys in the environment; None: nothing, and the log says why if there is a key.
 
@@ -52,16 +72,19 @@ def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]
     if not keys:
         return None
     settings = configs.settings
-    missing = [variable for name, variable in NEEDED.items() if getattr(settings, name) is None]
+    near = settings.public is not None and is_loopback(Endpoint.parse(settings.public).host)  # it sees this machine's files
+    missing = [
+        variable for name, variable in NEEDED.items() if getattr(settings, name) is None and not (near and name == "store")
+    ]
     if missing:
         structlog.get_logger().warning(
-            "nothing is rented", keys=sorted(keys), reason=f"{' and '.join(missing)} not set: workers could not reach this lab"
+            "nothing is rented", keys=sorted(keys), reason=f"{', '.join(missing)} not set: workers could not reach this lab or its data"
         )
         return None
     assert settings.public is not None and settings.worker_image is not None
     authority = wiring.home / "certs" / f"{certs.AUTHORITY}.pem"
     entrance = admission.Admission(
-        wiring.broker, settings.public, wiring.lab, authority if authority.exists() else None
+        wiring.broker, settings.public, wiring.lab, authority if authority.exists() else None, given(environment)
     )
     setup = timedelta(seconds=configs.providers.rented.provisioning_seconds)
     return Clouds(open_providers(keys), entrance, settings.worker_image, limits=Limits(setup=setup))

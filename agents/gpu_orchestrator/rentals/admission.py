@@ -22,10 +22,14 @@ class Admission:
         public: its address as workers reach it, e.g. mqtts://lab.example.org:8883.
         lab: the lab's name.
         ca: file of the authority that signed its certificate; None: one that systems know.
+        given: further environment of all workers.
     """
 
-    def __init__(self, control: BrokerAddress, public: str, lab: str, ca: Path | None) -> None:
+    def __init__(
+        self, control: BrokerAddress, public: str, lab: str, ca: Path | None, given: Mapping[str, str] | None = None
+    ) -> None:
         self._control, self._public, self._lab, self._ca = control, public, lab, ca
+        self._given = dict(given or {})
 
     def token(self, rental: str, provider: str) -> str:
         """Make the token of a new rental's worker."""
@@ -33,7 +37,7 @@ class Admission:
 
     def environment(self, rental: Rental) -> Mapping[str, str]:
         """Return what the worker is started with."""
-        return {workers.VARIABLE: rental.token, BROKER: self._public}
+        return {**self._given, workers.VARIABLE: rental.token, BROKER: self._public}
 
     async def admit(self, rental: Rental, jobs: Iterable[str]) -> None:
         """Let a rental's worker in for these jobs; the same again changes nothing.

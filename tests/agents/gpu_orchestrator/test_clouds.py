@@ -1,0 +1,40 @@
+"""What must be set before anything is rented, and what workers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import configs
+from agents.gpu_orchestrator.clouds import GIVEN, Clouds, given, open_clouds
+from bus import BrokerAddress, Wiring
+from configs import Settings
+from protocol import LabError
+
+KEY = {"VAST_API_KEY": "k" * 40}
+
+
+def opened(home: Path, environment: Mapping[str, str], **settings: str) -> Clouds | None:
+    wiring = Wiring("gpu_orchestrator-1", home, BrokerAddress("127.0.0.1", 1))
+    return open_clouds(wiring, configs.load(Settings.read(home=home, **settings)), environment)
+
+
+def test_nothing_is_rented_that_could_not_reach_the_lab_or_its_data(tmp_path: Path) -> None:
+    whole = {"public": "mqtts://lab.example:8883", "worker_image": "image", "store": "s3://bucket/lab"}
+    assert opened(tmp_path, {}, **whole) is None, "without a key"
+    for name in whole:
+        assert opened(tmp_path, KEY, **{other: value for other, value in whole.items() if other != name}) is None, name
+    found = opened(tmp_path, KEY, **whole)
+    assert found is not None and set(found.providers) == {"vast"}
+    near = opened(tmp_path, KEY, public="mqtts://127.0.0.1:8883", worker_image="image")
+    assert near is not None, "a worker on this machine sees its files"
+
+
+def test_workers_get_what_is_meant_for_them_and_never_a_vendors_key() -> None:
+    store = {f"{GIVEN}AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "mine", **KEY}
+    assert given(store) == {"AWS_ACCESS_KEY_ID": "id"}
+    with pytest.raises(LabError, match=f"{GIVEN}VAST_API_KEY would give a vendor's key") as caught:
+        given({f"{GIVEN}VAST_API_KEY": "secret"})
+    assert "secret" not in str(caught.value)
