@@ -40,6 +40,7 @@ from protocol.money import (
     CapName,
     CapReply,
     CapRequest,
+    EmergencyReport,
     EntriesQuery,
     Entry,
     EntryPage,
@@ -338,6 +339,15 @@ class Lab:
         """Return the state of the ledger."""
         report: BudgetReport = await self.client.call("budget.report", Empty())
         return report
+
+    async def stopped(self) -> EmergencyReport | None:
+        """Return what the last freeze has stopped; None: nothing was."""
+        async with self.client.subscription("cost_stopped") as messages:
+            with suppress(TimeoutError):
+                _, payload = await asyncio.wait_for(anext(messages), QUIET_SECONDS)
+                found = parsed(EmergencyReport, payload)
+                return found if isinstance(found, EmergencyReport) else None
+        return None
 
     async def entries(self) -> AsyncGenerator[Entry, None]:
         """Yield every line of the ledger, the oldest first."""

@@ -154,7 +154,10 @@ class CostMonitorAgent(BaseAgent):
             signer = keys.who(self.home / keys.FOLDER, request.signature, text)
         reply = self._budget(tx).set(request, signer, tx.now)
         self.log.warning("budget", name=reply.name, state=reply.state, cap_micros=reply.cap_micros, signer=signer)
-        self._tell(self._ledger(tx).note(tx.now), tx)
+        ledger = self._ledger(tx)
+        if reply.state == "set":
+            ledger.thresholds.arm(ledger.sums(tx.now))
+        self._tell(ledger.note(tx.now), tx)
         return reply
 
     def _unfreeze(self, message: MCPMessage, tx: Transaction) -> Empty:

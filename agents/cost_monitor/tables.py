@@ -63,6 +63,7 @@ CREATE INDEX entries_by_reservation ON entries (reservation);
 CREATE INDEX entries_by_rental ON entries (provider, rental) WHERE rental <> '';
 CREATE INDEX entries_by_job ON entries (job);
 CREATE INDEX entries_by_time ON entries (counts_at);
+CREATE INDEX spent_at ON entries (counts_at, kind, amount_micros) WHERE kind IN ('part', 'settle', 'correct');
 CREATE TRIGGER entries_stay BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER entries_last BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 ALTER TABLE open_reservations ADD COLUMN held INTEGER NOT NULL DEFAULT 0;  -- it has ended, but a bill is still to come

@@ -56,6 +56,16 @@ class Thresholds:
                 )
         return sorted(alerts, key=lambda item: (item.threshold, PERIODS.index(item.period)))
 
+    def arm(self, periods: Iterable[Sums]) -> None:
+        """Let the thresholds be told again that a budget no longer reaches because it was changed."""
+        for sums in periods:
+            for threshold in self._budget.alert_percents:
+                if not sums.reached(threshold):
+                    self._connection.execute(
+                        "DELETE FROM alerts WHERE period = ? AND since = ? AND threshold = ?",
+                        (sums.period, sums.since.timestamp(), threshold),
+                    )
+
     def highest(self, sums: Sums) -> int:
         """Return the highest threshold that a period has reached; 0 if none."""
         return max((percent for percent in self._budget.alert_percents if sums.reached(percent)), default=0)

@@ -18,7 +18,7 @@ from meetara import show
 from meetara.door import OK, emit
 from meetara.lab import Lab
 from protocol import Code, LabError
-from protocol.money import BudgetReport, CapName, Entry, PeriodReport
+from protocol.money import BudgetReport, CapName, EmergencyReport, Entry, PeriodReport
 
 COLUMNS = (
     "number", "at", "counts_at", "kind", "job", "provider", "domain", "rental", "reservation", "amount_micros",
@@ -32,12 +32,15 @@ async def budget(where: dict[str, Any], *, as_json: bool, console: Console) -> i
     """Show the ledger by period, job, provider, domain and day."""
     async with Lab(**where, name="budget") as lab:
         report = await lab.budget()
+        stopped = await lab.stopped() if report.mode == "frozen" and not as_json else None
     if as_json:
         emit(report)
         return OK
     console.print(_periods(report))
     for text in _remarks(report):
         console.print(text)
+    if stopped is not None and stopped.stopped:
+        console.print(_stopped(stopped))
     month = report.periods[-1]
     if report.days:
         console.print(chart(report.days, month))
@@ -79,6 +82,14 @@ def _remarks(report: BudgetReport) -> Iterable[Text]:
         yield Text(f"Nothing is rented from {provider}: {reason}. (meetara budget unfreeze {provider})", style="red")
     for name, micros in report.wishes.items():
         yield Text(f"{name} = {show.micros(micros)} waits for approval. (meetara approve budget)", style="yellow")
+
+
+def _stopped(report: EmergencyReport) -> Table:
+    grid = Table("rental", "provider", "job", "cost", "gone at (UTC)", title="stopped by the freeze", title_justify="left")
+    for item in report.stopped:
+        gone = f"{item.verified_gone_at:%Y-%m-%d %H:%M:%S}" if item.verified_gone_at is not None else "not yet"
+        grid.add_row(item.rental, item.provider, item.job or "(no job)", show.micros(item.cost_micros), gone)
+    return grid
 
 
 def chart(days: Mapping[str, int], month: PeriodReport) -> Text:

@@ -28,7 +28,7 @@ from meetara.screens import approve, budget
 from protocol import Code, LabError, State
 from protocol.job import TrainRequest, digest
 from protocol.machine import Offer, Quote
-from protocol.money import Entry, PeriodReport
+from protocol.money import EmergencyReport, Entry, PeriodReport, StoppedRental
 from protocol.signature import Signature, submission
 from tests.agents.gpu_orchestrator.market.samples import plan
 from tests.conftest import PlainBroker
@@ -265,6 +265,18 @@ async def test_budgets_are_shown_changed_approved_and_exported(ground: Ground, t
     ):  # fmt: skip
         with pytest.raises(LabError, match=told):
             await budget.change(ground.where, name, usd, **plainly)
+    await budget.change(ground.where, "daily_usd", "1", **plainly)
+    rental = StoppedRental(rental="r-1", provider="vast", job="a", verified_gone_at=AT, cost_micros=DOLLAR)
+    with ground.seller.transaction() as tx:
+        tx.publish("cost_stopped", EmergencyReport(began_at=AT, stopped=[rental], at=AT))
+    shown = ""
+    async with asyncio.timeout(30):
+        while "r-1" not in shown:  # what is retained has come, if the machine is not too busy
+            ground.said()
+            await budget.budget(ground.where, **plainly)
+            shown = ground.said()
+    assert "Paid work is frozen: no paid work starts" in shown and "$1.00" in shown and "2026-03-04 12:00:00" in shown
+    await budget.change(ground.where, "daily_usd", "5", **plainly)
     target = tmp_path / "ledger.csv"
     await budget.export(ground.where, str(target), console=ground.console)
     assert [row["kind"] for row in csv.DictReader(target.open())] == ["reserve"]

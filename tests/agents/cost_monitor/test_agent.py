@@ -188,6 +188,9 @@ async def test_a_raise_waits_for_a_signature_and_ends_a_freeze(monitor, tmp_path
     signed = sign("budget.set", "daily_usd", 8 * DOLLAR, at).model_dump()
     reply = await ask(monitor, "2", "budget.set", name="daily_usd", usd=8, at=at, signature=signed)
     assert reply["result"]["state"] == "set" and read_freeze(tmp_path) is None
+    sent(monitor)
+    await reserve(monitor, "more", 1_700_000)
+    assert topics(monitor) == ["cost/alert", "cost/mode"] and last(monitor, "cost/alert")["threshold"] == 80, "told again"
     report = (await ask(monitor, "q2", "budget.report"))["result"]
     assert report["periods"][0]["cap_micros"] == 8 * DOLLAR and report["wishes"] == {} and not report["frozen"]
 
