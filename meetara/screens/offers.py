@@ -51,7 +51,7 @@ def show_page(page: ListingPage, console: Console, *, now: datetime, reasons: bo
     if page.rejected and not reasons:
         console.print(f"{page.rejected} that match are never chosen; --all shows them and why.", markup=False)
     for provider, reason in sorted(page.stale.items()):
-        console.print(f"{provider} could not be asked: {reason}", style="yellow", markup=False)
+        console.print(f"{provider}: {reason}", style="yellow", markup=False)
     if all(item.provider == "local" or item.rejected for item in page.listings):
         console.print(MORE, markup=False)
 

@@ -69,13 +69,13 @@ def test_offers_of_one_kind_in_many_regions_are_one_line() -> None:
             listing("vast", "7", "RTX 4090", 0.31, gpus=2, gpu_memory_bytes=24 * GIB, spot=True, secure=False, region="FR"),
             listing("colab", "L4", "L4", None, rejected="its price is not known"),
         ],
-        more=4, rejected=3, stale={"runpod": "no answer within 30 s"},
+        more=4, rejected=3, stale={"runpod": "it could not be asked: no answer within 30 s"},
     )  # fmt: skip
     text = seen(show_page, page, now=NOW + timedelta(minutes=2), reasons=False)
     assert text.count("lambda") == 1 and "9 regions" in text and "3 min ago" in text and "$0.50" in text
     assert "2 x RTX 4090" in text and "spot, a stranger's" in text and "FR" in text
     assert "4 more that cost more" in text and "3 that match are never chosen" in text
-    assert "runpod could not be asked: no answer within 30 s" in text and "GPUHUNT" not in text
+    assert "runpod: it could not be asked: no answer within 30 s" in text and "GPUHUNT" not in text
     assert "why not" in seen(show_page, page, now=NOW, reasons=True)
 
 

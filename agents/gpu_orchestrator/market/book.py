@@ -125,7 +125,11 @@ class OfferBook:
             if size > PAGE_BYTES:
                 fitting -= 1
                 break
-        return ListingPage(listings=shown[:fitting], more=len(shown) - fitting, rejected=rejected, stale=dict(self._failed))
+        silent = set(self._failed)
+        if provider is not None and provider != "local" and not any(_live(item, provider) for item in listings):
+            silent.add(provider)
+        stale = {name: self.missing(name) for name in sorted(silent)}
+        return ListingPage(listings=shown[:fitting], more=len(shown) - fitting, rejected=rejected, stale=stale)
 
 
 def _matches(item: Listing, query: ListingQuery, gpu: str | None, provider: str | None) -> bool:
@@ -138,6 +142,10 @@ def _matches(item: Listing, query: ListingQuery, gpu: str | None, provider: str 
         and (query.region is None or query.region.lower() in item.region.lower())
         and (query.spot is None or item.spot == query.spot)
     )
+
+
+def _live(item: Listing, provider: str | None) -> bool:
+    return item.provider == provider and item.source == "live"
 
 
 def _order(item: Listing) -> tuple[bool, float, str, str]:

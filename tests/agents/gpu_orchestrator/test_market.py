@@ -143,7 +143,7 @@ async def test_a_provider_that_fails_keeps_its_listings_and_says_when_to_ask_aga
     stall.seller.says = AuthFailed("lambda", "the key is revoked")
     await stall.look()
     page = (await stall.ask("l", "offer.list"))["result"]
-    assert page["stale"] == {"lambda": "the key is revoked"} and [item["id"] for item in page["listings"]] == ["a", "b"]
+    assert page["stale"] == {"lambda": "it could not be asked: the key is revoked"} and [item["id"] for item in page["listings"]] == ["a", "b"]
 
 
 async def test_the_list_holds_own_machines_and_says_what_is_never_chosen(stall):

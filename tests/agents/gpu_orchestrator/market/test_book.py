@@ -41,7 +41,7 @@ def test_old_listings_stay_with_their_reason_and_a_failure_forgets_nothing():
     found = book()
     found.note("lambda", [listing()])
     found.failed("lambda", "no answer within 30 s")
-    assert page(found).stale == {"lambda": "no answer within 30 s"} and ids(page(found)) == ["a"]
+    assert page(found).stale == {"lambda": "it could not be asked: no answer within 30 s"} and ids(page(found)) == ["a"]
     late = page(found, NOW + timedelta(minutes=20))
     assert (ids(late), late.rejected) == ([], 1)
     (old,) = page(found, NOW + timedelta(minutes=20), all=True).listings
@@ -78,6 +78,11 @@ def test_an_unknown_name_is_refused_with_the_nearest(query, field, near):
         page(book(), **query)
     assert (caught.value.code, caught.value.data["field"]) == (Code.INVALID_PARAMS, field)
     assert near in caught.value.advice
+
+
+def test_a_page_says_why_nothing_of_a_provider_is_on_it():
+    assert "VAST_API_KEY is not set" in page(OfferBook(Rented(), ["lambda"]), provider="vast").stale["vast"]
+    assert page(book(), provider="vast").stale == {"vast": "it lists nothing"} and page(book(), provider="local").stale == {}
 
 
 def test_a_page_holds_as_much_as_a_message_and_counts_the_rest():
