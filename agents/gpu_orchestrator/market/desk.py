@@ -9,10 +9,11 @@ from datetime import datetime
 from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import catalogue
 from agents.gpu_orchestrator.market.book import OfferBook
-from agents.gpu_orchestrator.market.choice import Requirements, Supply, limit, ranked, select_optimal_provider
+from agents.gpu_orchestrator.market.choice import ranked, select_optimal_provider
 from agents.gpu_orchestrator.market.estimate import requoted
 from agents.gpu_orchestrator.market.gpus import gpu_name
 from agents.gpu_orchestrator.market.history import History
+from agents.gpu_orchestrator.market.requirements import Requirements, Supply, limit
 from agents.gpu_orchestrator.providers.provider import Provider, ProviderError, RateLimited
 from configs import Configs
 from protocol import Code, LabError, Retry

@@ -7,10 +7,12 @@ from fractions import Fraction
 import pytest
 
 from agents.gpu_orchestrator.machine import Machine
-from agents.gpu_orchestrator.market.choice import REASONS, Requirements, Supply, limit, ranked, select_optimal_provider
+from agents.gpu_orchestrator.market.choice import ranked, select_optimal_provider
 from agents.gpu_orchestrator.market.estimate import gpu_bytes
 from agents.gpu_orchestrator.market.gpus import GPUS
 from agents.gpu_orchestrator.market.history import ENOUGH, History, Run
+from agents.gpu_orchestrator.market.reasons import REASONS
+from agents.gpu_orchestrator.market.requirements import Requirements, Supply, limit
 from configs.providers import Rented
 from protocol import Code, LabError, Retry
 from protocol.machine import Listing, Offer, Quote
