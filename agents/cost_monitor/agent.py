@@ -171,6 +171,10 @@ class CostMonitorAgent(BaseAgent):
 
     # what the lab is told
 
+    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
+        """Look at once whether a day has ended."""
+        tx.hasten_timers("period")
+
     def _period_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
         """A day has ended: perhaps there is room again, and open reservations count in the new periods too."""
         ledger = self._ledger(tx)

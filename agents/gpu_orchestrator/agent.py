@@ -433,6 +433,7 @@ class GpuOrchestratorAgent(BaseAgent):
         except ValidationError as error:
             self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, "mode")))
             return
+        self._desk.distrusted = mode.frozen_providers if mode is not None else {}
         frozen = mode is not None and mode.mode == "frozen"
         self._by_bus = (mode.at, f"the {mode.period}'s budget is used up") if mode is not None and frozen else None
         with self.transaction() as tx:

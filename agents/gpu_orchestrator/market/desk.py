@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from agents.gpu_orchestrator.machine import Machine
@@ -37,6 +37,7 @@ class Desk:
         self._configs = configs
         self._providers = list(providers)
         self.history = History()
+        self.distrusted: Mapping[str, str] = {}  # providers whose bills nobody has explained, with the reason
         self.book = OfferBook(configs.providers.rented, [provider.name for provider in providers])
         self.book.note("colab", catalogue.colab(configs.providers.colab), "configs")
         listed = catalogue.catalogue()
@@ -78,6 +79,12 @@ class Desk:
     def _supply(self, machines: Sequence[Machine], at: datetime) -> Supply:
         terms = self._configs.providers
         listings = self.book.listings(at)
+        if self.distrusted:
+            listings = [
+                listing.model_copy(update={"rejected": f"nothing is rented from {listing.provider}: {self.distrusted[listing.provider]}"})
+                if listing.provider in self.distrusted else listing
+                for listing in listings
+            ]  # fmt: skip
         return Supply(at, machines, terms.local, listings, terms.rented, self.history, self.book.usual())
 
     def quote(self, request: QuoteRequest, machines: Sequence[Machine], at: datetime) -> Quote:

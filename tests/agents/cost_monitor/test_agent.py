@@ -134,6 +134,15 @@ async def test_a_freeze_is_told_on_the_bus_and_in_the_home_and_ends_with_the_per
     assert monitor.store.connection.execute("SELECT count(*) FROM timers").fetchone()[0] == 0
 
 
+async def test_a_clock_that_is_set_over_the_end_of_a_day_ends_the_freeze_at_once(monitor, clock, tmp_path):
+    await reserve(monitor, "r", 4_800_000)
+    await ask(monitor, "s", "budget.release", reservation="r", job="j")
+    clock.at = NOON + timedelta(days=1)
+    monitor.follow_clock(86_400)  # as the agent's loop does when it notices
+    monitor.fire_due()
+    assert read_freeze(tmp_path) is None
+
+
 async def test_the_end_of_a_period_is_seen_after_a_time_away(monitor, clock, tmp_path):
     await reserve(monitor, "r", 4_800_000)
     await ask(monitor, "s", "budget.release", reservation="r", job="j")

@@ -15,6 +15,7 @@ from agents.gpu_orchestrator.providers.provider import AuthFailed, ProviderError
 from bus import BrokerAddress, Wiring
 from configs import Settings
 from protocol.machine import Listing, Offer
+from protocol.money import BudgetMode
 from tests.agents.gpu_orchestrator.market.samples import NOW, listing, plan
 from tests.agents.gpu_orchestrator.test_agent import Rig
 
@@ -123,6 +124,21 @@ async def test_a_provider_without_a_key_is_named_in_the_refusal(stall):
     error = (await stall.ask("q", "offer.quote", **request(providers=["runpod"])))["error"]
     assert "runpod: this lab cannot rent there: RUNPOD_API_KEY is not set" in error["message"]
     assert "runpod" in error["data"]["rejected"]
+
+
+async def test_a_provider_whose_bill_nobody_has_explained_is_not_chosen_until_it_is(stall):
+    stall.factory()
+    await stall.look()
+
+    def told(**reasons: str) -> None:
+        mode = BudgetMode(mode="normal", frozen_providers=reasons, at=stall.time)
+        stall.agent._mode_heard("meetara/v1/lab/cost/mode", mode.model_dump_json().encode())
+
+    told(**{"lambda": "it charges $4.00 for r-1"})
+    made = (await stall.ask("q", "offer.quote", **request(budget_usd=5000)))["result"]
+    assert made["choice"]["provider"] == "local" and "nothing is rented from lambda: it charges $4.00" in made["rejected"]["lambda a"]
+    told()
+    assert (await stall.ask("again", "offer.quote", **request(budget_usd=5000)))["result"]["choice"]["provider"] == "lambda"
 
 
 async def test_old_listings_are_not_chosen_and_fresh_ones_are_again(stall):
