@@ -13,6 +13,9 @@ from protocol.access import rental_of
 BROKER = "MEETARA_BROKER"
 """Environment of a worker: where the lab's broker is, as it is seen from outside."""
 
+WAIT, WAIT_S = "MEETARA_WORKER_WAIT", "600"
+"""Environment of a worker, and its value: seconds for which a machine that is paid for already waits for a lab that restarts."""
+
 
 class Admission:
     """Logins of workers at a broker that runs.
@@ -37,7 +40,7 @@ class Admission:
 
     def environment(self, rental: Rental) -> Mapping[str, str]:
         """Return what the worker is started with."""
-        return {**self._given, workers.VARIABLE: rental.token, BROKER: self._public}
+        return {WAIT: WAIT_S, **self._given, workers.VARIABLE: rental.token, BROKER: self._public}
 
     async def admit(self, rental: Rental, jobs: Iterable[str]) -> None:
         """Let a rental's worker in for these jobs; the same again changes nothing.

@@ -6,9 +6,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import fsspec
+
 from agents.gguf_factory import card, publish
 from agents.gguf_factory.job import Job
-from protocol.job import Artefact
+from protocol.job import Artefact, Staged
 from tests.agents.gguf_factory import exports
 
 
@@ -48,6 +50,20 @@ def test_the_card_shows_gates_and_samples_and_null_for_what_was_not_measured(exp
     assert "> *this file:* With bread goes butter." in text
     assert "| held-out loss before | null |" in text
     assert str(exported.home) not in text
+
+
+def test_files_of_a_rented_machine_are_in_the_store_which_its_job_names(exported: Job, tmp_path: Path, bucket: str) -> None:
+    job = exports.copy(exported, tmp_path)
+    job.home = tmp_path / "home"
+    staged = Staged(store=f"{bucket}/published", dataset=job.run.request.dataset, base="owner/base")
+    plan = job.run.plan.model_copy(update={"staged": staged})
+    job.run = job.run.model_copy(update={"provider": "vast", "plan": plan})
+    made = publish.run(job).artefacts
+    assert [artefact.kind for artefact in made] == ["gguf", "manifest", "card", "curves"]
+    for artefact in made:
+        assert artefact.uri.startswith(f"{bucket}/published/artefacts/{made[0].sha256}/")
+        with fsspec.open(artefact.uri, "rb") as file:
+            assert hashlib.sha256(file.read()).hexdigest() == artefact.sha256
 
 
 def test_publishing_again_changes_nothing_but_mends_a_broken_copy(exported: Job, tmp_path: Path) -> None:
