@@ -649,6 +649,16 @@ def list_models(home: Home = None, as_json: Json = False) -> None:
     raise typer.Exit(screen({"home": home}, as_json=as_json, console=console()))
 
 
+@models.command("fetch")
+def fetch_model(
+    job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
+) -> None:
+    """Bring the finished model of a job that was trained elsewhere into this home."""
+    from meetara.screens.models import fetch_model as screen
+
+    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json)))
+
+
 @models.command("show")
 def show_model(
     model: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,8 @@ from rich.table import Column, Table
 from configs import Settings
 from meetara import models, show
 from meetara.door import OK, emit
+from meetara.fetch import fetch
+from meetara.lab import Lab, check
 from protocol import Code, LabError
 
 HEAD = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
@@ -44,6 +47,23 @@ def list_models(flags: dict[str, Any], *, as_json: bool, console: Console) -> in
         console.print(grid)
     else:
         console.print(f"No finished models in {home}. Make one with `meetara train`.", markup=False)
+    return OK
+
+
+async def fetch_model(where: dict[str, Any], job: str, *, as_json: bool) -> int:
+    """Bring a finished job's files from the artefact store into the home and tell where they lie.
+
+    Raises:
+        LabError: the job is not done, or its files cannot be had.
+    """
+    async with Lab(**where, name="fetch") as lab:
+        final = check(await (await lab.job(job)).snapshot())
+        home = lab.home
+    paths = await asyncio.to_thread(fetch, final.artefacts, home)
+    if as_json:
+        emit({"job": job, "files": [str(path) for path in paths]})
+    else:
+        print("\n".join(map(str, paths)))
     return OK
 
 
