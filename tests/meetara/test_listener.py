@@ -15,12 +15,15 @@ from typer.testing import CliRunner
 
 from bus import certs
 from bus.address import is_loopback
-from bus.broker import free_port
+from bus.broker import Broker, free_port
+from bus.mosquitto import find_mosquitto
 from configs import Settings
 from meetara.cli import app
 from meetara.lab import Lab
+from meetara.listener import listener
 from meetara.supervise import supervised
 from protocol import Code, LabError
+from protocol.address import Endpoint
 
 NOW = datetime.now(UTC)
 
@@ -113,6 +116,14 @@ async def test_another_loopback_address_asks_for_nothing(tmp_path):
     port = free_port("127.0.0.2")
     async with lab_on(tmp_path, f"127.0.0.2:{port}"), Lab(home=tmp_path / "e", host="127.0.0.2", port=port) as lab:
         assert len((await lab.budget()).periods) == 3
+
+
+def test_loopback_speaks_tls_where_it_is_asked_for(tmp_path):
+    call(tmp_path, "certs")
+    call(tmp_path, "user", "add", "alice")
+    broker = Broker(tmp_path, 0, agents={}, program=find_mosquitto())
+    assert listener(Endpoint.parse("127.0.0.1:1"), tmp_path, broker, NOW).tls is None
+    assert listener(Endpoint.parse("mqtts://127.0.0.1:1"), tmp_path, broker, NOW).tls is not None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
