@@ -54,15 +54,10 @@ def request(random: Random) -> QuoteRequest:
     return QuoteRequest(job="bench", tier="balanced", plan=plan, deadline_hours=random.choice([None, 12.0]), untrusted_hosts=True)
 
 
-class _Shop:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
 def run(rounds: int, seed: int) -> Sequence[Series]:
     """Run the rounds; see METHOD."""
     random = Random(seed)
-    desk = Desk(configs.load(Settings.read()), [_Shop(name) for name in PROVIDERS])  # type: ignore[misc]
+    desk = Desk(configs.load(Settings.read()), {}, PROVIDERS)
     stock = {name: listings(random, name, COUNT // len(PROVIDERS)) for name in PROVIDERS}
     for name, listed in stock.items():
         desk.book.note(name, listed)

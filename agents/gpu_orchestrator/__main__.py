@@ -1,7 +1,7 @@
 import os
 
 from agents.gpu_orchestrator.agent import GpuOrchestratorAgent
-from agents.gpu_orchestrator.clouds import open_clouds
+from agents.gpu_orchestrator.clouds import open_clouds, open_sellers
 from bus import Wiring
 from configs import load
 
@@ -11,7 +11,8 @@ class Renting(GpuOrchestratorAgent):
 
     def __init__(self, wiring: Wiring) -> None:
         configs = load()
-        super().__init__(wiring, configs, open_clouds(wiring, configs, os.environ))
+        clouds = open_clouds(wiring, configs, os.environ)
+        super().__init__(wiring, configs, clouds, clouds.providers if clouds else open_sellers(os.environ))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from agents.gpu_orchestrator.fleet import Fleet
 from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import history
 from agents.gpu_orchestrator.market.desk import Desk, nobody_online
-from agents.gpu_orchestrator.providers.provider import Instance, ProviderError
+from agents.gpu_orchestrator.providers.provider import Instance, Provider, ProviderError
 from agents.gpu_orchestrator.queue import Waiting
 from agents.gpu_orchestrator.rentals.keeper import Keeper
 from agents.gpu_orchestrator.rentals.office import Asking, Office
@@ -86,9 +86,14 @@ class GpuOrchestratorAgent(BaseAgent):
     role: ClassVar[str] = "gpu_orchestrator"
     migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE, RENTALS + ASKED, history.SCHEMA)
 
-    def __init__(self, wiring: Wiring, configs: Configs | None = None, clouds: Clouds | None = None) -> None:
+    def __init__(
+        self, wiring: Wiring, configs: Configs | None = None, clouds: Clouds | None = None,
+        sellers: Mapping[str, Provider] | None = None,
+    ) -> None:  # fmt: skip
+        """Make the agent; `sellers` are asked what they sell, of `clouds` it can be rented, too. None: those of `clouds`."""
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
-        self._desk = Desk(self._configs, list(clouds.providers.values()) if clouds else ())
+        rents = clouds.providers if clouds is not None else {}
+        self._desk = Desk(self._configs, rents if sellers is None else sellers, rents)
         super().__init__(wiring)
         self._by_bus: tuple[datetime | None, str] | None = None
         self._by_file: tuple[datetime | None, str] | None = None
@@ -134,7 +139,7 @@ class GpuOrchestratorAgent(BaseAgent):
                 self.spawn(self._keeper.keep(name))
             self.spawn(self._keeper.keep_logins())
             self.spawn(self._tend())
-            self.spawn(self._desk.keep_fresh(self._listed))
+        self.spawn(self._desk.keep_fresh(self._listed))
 
     def broker_forgot(self) -> None:
         """Tell the provider's status again, and who may come in."""

@@ -62,6 +62,15 @@ def given(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def open_sellers(environment: Mapping[str, str]) -> dict[str, Provider]:
+    """Return the providers with a key in the environment, to ask what they sell, whether or not anything can be rented.
+
+    Raises:
+        LabError: CONFIGURATION; a key or an address cannot be one.
+    """
+    return open_providers(accounts.read(environment))
+
+
 def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]) -> Clouds | None:
     """Return what can be rented with the keys in the environment; None: nothing, and the log says why if there is a key.
 

@@ -134,7 +134,7 @@ def routed(**fields: Any) -> str:
 
 def market(ground: Ground, tier: str, **wanted: Any) -> str:
     """What a market says in which Lambda sells one T4 for fifty cents."""
-    found = desk.Desk(lab_configs.load(Settings.read()), [SimpleNamespace(name="lambda")])  # type: ignore[list-item]
+    found = desk.Desk(lab_configs.load(Settings.read()), {}, ["lambda"])
     found.book.note("lambda", [Listing(
         provider="lambda", id="gpu_1x_t4@us-1", gpu="T4", gpus=1, gpu_memory_bytes=16 << 30, price_micros_per_hour=500_000, seen_at=AT,
     )])  # fmt: skip

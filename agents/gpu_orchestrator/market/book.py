@@ -29,11 +29,15 @@ class OfferBook:
     Args:
         limits: how long what was seen counts.
         launchable: names of the providers at which this lab can launch machines; what it cannot launch is never chosen.
+        sellers: names of the providers that are asked what they sell; None: the same.
     """
 
-    def __init__(self, limits: Rented, launchable: Collection[str] = ()) -> None:
+    def __init__(
+        self, limits: Rented, launchable: Collection[str] = (), sellers: Collection[str] | None = None
+    ) -> None:
         self._limits = limits
         self._launchable = frozenset(launchable)
+        self._sellers = self._launchable if sellers is None else frozenset(sellers)
         self._seen: dict[tuple[str, Source], list[Listing]] = {}
         self._failed: dict[str, str] = {}
         self._judged: list[Listing] | None = None
@@ -86,7 +90,7 @@ class OfferBook:
         Raises:
             LabError: INVALID_PARAMS with the nearest names.
         """
-        names = sorted({*PROVIDERS, *self._launchable, *(name for name, _ in self._seen)})
+        names = sorted({*PROVIDERS, *self._sellers, *self._launchable, *(name for name, _ in self._seen)})
         if provider.lower() in names:
             return provider.lower()
         near = get_close_matches(provider.lower(), names, n=3, cutoff=0.5)
@@ -99,7 +103,7 @@ class OfferBook:
         """Return why nothing of a provider can be rented."""
         if provider in self._failed:
             return f"it could not be asked: {self._failed[provider]}"
-        if provider not in self._launchable:
+        if provider not in self._sellers:
             key = KEYS.get(provider)
             return f"this lab cannot rent there: {f'{key} is not set' if key else 'no adapter launches machines'} (docs/money.md)"
         return "it lists nothing"

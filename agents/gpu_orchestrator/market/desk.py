@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from agents.gpu_orchestrator.machine import Machine
@@ -27,18 +27,21 @@ class Desk:
     """Answers what machines there are, what a job takes on each, and which to take.
 
     Args:
-        providers: the vendors at which this lab can launch machines.
+        sellers: vendors by name, who are asked what they sell.
+        launchable: names of those at which this lab can launch machines.
 
     Raises:
         LabError: CONFIGURATION; the catalogue cannot be read.
     """
 
-    def __init__(self, configs: Configs, providers: Sequence[Provider] = ()) -> None:
+    def __init__(
+        self, configs: Configs, sellers: Mapping[str, Provider] | None = None, launchable: Collection[str] = ()
+    ) -> None:
         self._configs = configs
-        self._providers = list(providers)
+        self._sellers = dict(sellers or {})
         self.history = History()
         self.distrusted: Mapping[str, str] = {}  # providers whose bills nobody has explained, with the reason
-        self.book = OfferBook(configs.providers.rented, [provider.name for provider in providers])
+        self.book = OfferBook(configs.providers.rented, launchable, self._sellers)
         self.book.note("colab", catalogue.colab(configs.providers.colab), "configs")
         listed = catalogue.catalogue()
         for name in {listing.provider for listing in listed}:
@@ -74,7 +77,7 @@ class Desk:
         local = bool(machines) or (named is not None and "local" not in named)
         paid = named is not None or (tier is not None and bool(tier.gpu))
         asked = self.book.asked
-        return local and (not paid or all(provider.name in asked for provider in self._providers))
+        return local and (not paid or self._sellers.keys() <= asked)
 
     def _supply(self, machines: Sequence[Machine], at: datetime) -> Supply:
         terms = self._configs.providers
@@ -140,7 +143,7 @@ class Desk:
         Args:
             changed: called after each answer and each failure.
         """
-        await asyncio.gather(*(self._keep_asking(provider, changed) for provider in self._providers))
+        await asyncio.gather(*(self._keep_asking(provider, changed) for provider in self._sellers.values()))
 
     async def _keep_asking(self, provider: Provider, changed: Callable[[], None]) -> None:
         while True:

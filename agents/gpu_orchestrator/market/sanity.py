@@ -14,6 +14,8 @@ LOW, HIGH = 0.25, 4.0
 """A price per GPU below or above so many medians of that GPU is refused (architecture §5)."""
 ENOUGH = 3
 """Different prices of a GPU from which on their median says something: of two, nobody knows which is wrong."""
+UNREACHABLE = "nothing can be rented: MEETARA_PUBLIC, MEETARA_WORKER_IMAGE or MEETARA_STORE is not set (docs/clouds.md)"
+"""Why a live listing is not launched in a lab with a key alone: a worker could not reach the lab, or its data."""
 AGAIN = (0.9, 1.1)
 """A machine of n GPUs whose price is n² times its provider's price of one, within a tenth: multiplied twice (a bid of a
 real marketplace was once multiplied by 8)."""
@@ -55,7 +57,7 @@ def _reason(
     if listing.source == "catalogue":
         return "only a catalogue has it: no word of the provider itself confirms that it can be had"
     if listing.provider not in launchable:
-        return "this lab cannot start it: a person has to"
+        return UNREACHABLE if listing.source == "live" else "this lab cannot start it: a person has to"
     return None
 
 

@@ -217,7 +217,8 @@ async def test_the_agent_asks_its_providers_by_itself_and_one_that_hangs_holds_u
             await asyncio.Event().wait()
             return []
 
-    desk = Desk(configs.load(Settings.read()), [Hanging("vast"), Seller("lambda", listing())])  # type: ignore[list-item]
+    sellers = {"vast": Hanging("vast"), "lambda": Seller("lambda", listing())}
+    desk = Desk(configs.load(Settings.read()), sellers, sellers)  # type: ignore[arg-type]
     told = asyncio.Event()
     task = asyncio.create_task(desk.keep_fresh(told.set))
     await asyncio.wait_for(told.wait(), 10)

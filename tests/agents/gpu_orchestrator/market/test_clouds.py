@@ -20,9 +20,9 @@ LIMITED = {"job": "j", "tier": "balanced", "plan": plan(base_parameters=4_000_00
 
 
 async def desk(clock: VirtualClock, *clouds: Cloud, store: str | None = None) -> Desk:
-    providers = [cloud.provider() for cloud in clouds]
-    made = Desk(configs.load(Settings.read(store=store)), providers)
-    for provider in providers:
+    sellers = {cloud.vendor: cloud.provider() for cloud in clouds}
+    made = Desk(configs.load(Settings.read(store=store)), sellers, sellers)
+    for provider in sellers.values():
         await made.ask(provider)
     return made
 
@@ -45,7 +45,7 @@ async def test_a_cloud_that_is_down_is_passed_over_and_its_old_word_ages():
     found = await desk(clock, vendor, runpod)
     clock.advance(timedelta(minutes=9).total_seconds())
     runpod.reachable = False
-    for provider in found._providers:
+    for provider in found._sellers.values():
         await found.ask(provider)
     assert found.quote(QuoteRequest(**LIMITED), [], clock()).choice.provider == "runpod", "nine minutes are not too old"
     clock.advance(120)
@@ -53,6 +53,17 @@ async def test_a_cloud_that_is_down_is_passed_over_and_its_old_word_ages():
     assert later.choice.provider == "lambda"
     assert "counts for 10" in later.rejected["runpod NVIDIA L4@EU-RO-1/secure"]
     assert "runpod" in found.page(ListingQuery(), [], clock()).stale
+
+
+async def test_with_a_key_alone_prices_are_shown_and_nothing_is_chosen():
+    clock = VirtualClock()
+    cloud = LambdaCloud(clock)
+    found = Desk(configs.load(Settings.read()), {"lambda": cloud.provider()})
+    await found.ask(found._sellers["lambda"])
+    assert found.ranked(QuoteRequest(**LIMITED), clock()) == []
+    with pytest.raises(LabError, match=r"would cost \$.* \(P90\), but nothing can be rented: MEETARA_PUBLIC"):
+        found.quote(QuoteRequest(**LIMITED), [], clock())
+    assert found.page(ListingQuery(), [], clock()).rejected == 6
 
 
 @pytest.mark.parametrize("price", [0, 8 * 8 * 750_000])
