@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from agents.gpu_orchestrator.market import estimate, gpus
 from agents.gpu_orchestrator.market.gpus import GPUS
 from agents.gpu_orchestrator.market.requirements import Requirements
-from agents.gpu_orchestrator.market.sanity import usd
 from agents.gpu_orchestrator.market.weighing import Refused, Search
-from agents.gpu_orchestrator.market.words import gib, hours, late, named
+from agents.gpu_orchestrator.market.words import cents, gib, hours, late, named
 from protocol import Code, LabError
 from protocol.machine import Offer
 
@@ -32,7 +31,7 @@ def reasons(wanted: Requirements, search: Search) -> dict[str, str]:
     rest = Counter(SHORT.get(refused.reason, "over the limit of money") for refused in near[REASONS:])
     rest.update(_sentence(refused, wanted) for refused in search.refused if refused.far)
     if rest:
-        found[REST] = "; ".join(f"{what} ({count} machines)" for what, count in rest.most_common())
+        found[REST] = "; ".join(f"{what} ({count} machine{'s' if count > 1 else ''})" for what, count in rest.most_common())
     return found
 
 
@@ -62,7 +61,7 @@ def _sentence(refused: Refused, wanted: Requirements) -> str:
         case "speed":
             return f"nothing is known of the speed of {item.gpu or 'a machine without a GPU'}"
         case "judged":
-            would = f"would cost {usd(refused.spent)} (P90), but " if refused.spent > 0 else ""
+            would = f"would cost {cents(refused.spent)} (P90), but " if refused.spent > 0 else ""
             return f"{would}{item.rejected or 'its price is not known'}"
         case "untrusted":
             return "a stranger's machine, and the request does not allow untrusted_hosts"
@@ -78,10 +77,10 @@ def _sentence(refused: Refused, wanted: Requirements) -> str:
 
 def why(choice: Offer, others: Sequence[Offer], count: int) -> str:
     """Return why a machine was chosen of so many that fit."""
-    told = f"the lowest cost at P90, {usd(choice.cost_p90_micros)} in {hours(choice.seconds_p90)}"
+    told = f"the lowest cost at P90, {cents(choice.cost_p90_micros)} in {hours(choice.seconds_p90)}"
     if not others:
         return f"{told}; nothing else fits"
-    return f"{told}, of {count} that fit; the next is {named(others[0])} at {usd(others[0].cost_p90_micros)}"
+    return f"{told}, of {count} that fit; the next is {named(others[0])} at {cents(others[0].cost_p90_micros)}"
 
 
 def nothing_fits(wanted: Requirements, search: Search) -> LabError:

@@ -22,6 +22,11 @@ def named(offer: Offer) -> str:
     return f"{offer.provider} {offer.machine}" if offer.paid else offer.machine
 
 
+def cents(micros: int) -> str:
+    """Return a predicted amount: more digits than cents would promise too much."""
+    return f"${micros / 1e6:.2f}" if micros == 0 or micros >= 10_000 else "less than a cent"
+
+
 def gib(size: int) -> str:
     """Return bytes in GiB."""
     return f"{size / 2**30:.2f}"
