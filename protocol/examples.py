@@ -57,7 +57,7 @@ VALUES: dict[str, Any] = {
     "counts_at": AT, "BillRequest.jobs": {"sleep-1": 240_000}, "billed_micros": 250_000, "own_micros": 240_000,
     "correction_micros": 10_000, "drift_percent": 4.17, "BudgetAlert.rental": None, "BudgetAlert.own_micros": None,
     "BudgetAlert.billed_micros": None, "BudgetAlert.provider": None, "SettleRequest.provider": None,
-    "SettleRequest.rental": None, "cost_micros": 240_000, "note": "", "SettleRequest.part": None, "Progress.note": None,
+    "SettleRequest.rental": None, "cost_micros": 240_000, "note": "", "SettleRequest.part": None, "limit_micros": 1_000_000, "ReserveRequest.limit_micros": None, "Progress.note": None,
     "BudgetAlert.note": None, "Freeze.note": None,
 }  # fmt: skip
 """Values by field, or by model and field where a name means something else there; None: left out, where it may be."""

@@ -23,6 +23,7 @@ class ReserveRequest(Strict):
     provider: str
     domain: str
     priority: int = 1
+    limit_micros: int | None = Field(default=None, ge=0, description="most that may ever be set aside for it; null: no such limit")
 
 
 class Reservation(Strict):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from agents.conductor.record import JobRecord
 from protocol.machine import Offer
 from protocol.money import BudgetMode
@@ -28,6 +30,18 @@ def approved(record: JobRecord, offer: Offer) -> bool:
         return False
     agreed = record.approved_micros
     return agreed is None or offer.reservation_micros * 100 <= agreed * (100 + RISE_PERCENT)
+
+
+def limit(record: JobRecord) -> int | None:
+    """Return the most that may ever be set aside for a job, in micro-dollars; None: nobody has said.
+
+    That is what was approved, with the rise that is let pass, and what the request allows.
+    """
+    budget, agreed = record.request.budget_usd, record.approved_micros
+    limits = [] if budget is None else [int(Decimal(str(budget)) * 1_000_000)]
+    if agreed is not None:
+        limits.append(agreed * (100 + RISE_PERCENT) // 100)
+    return min(limits, default=None)
 
 
 def question(record: JobRecord, offer: Offer) -> str:

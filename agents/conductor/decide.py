@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from pydantic import BaseModel
 
-from agents.conductor.approval import approved, economises, question
+from agents.conductor.approval import approved, economises, limit, question
 from agents.conductor.record import Fact, JobRecord, evolve, price
 from protocol.errors import Code, LabError
 from protocol.job import (
@@ -286,6 +286,7 @@ def afford(decision: Decision, offer: Offer) -> None:
             ReserveRequest(
                 job=record.job, amount_micros=offer.reservation_micros, provider=offer.provider,
                 domain=record.route.domain, priority=record.request.priority,
+                limit_micros=limit(record) if offer.paid else None,
             ),
         )  # fmt: skip
 

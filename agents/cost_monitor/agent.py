@@ -91,7 +91,7 @@ class CostMonitorAgent(BaseAgent):
         request = cast(ReserveRequest, self.params(message))
         # The message's id names the reservation, so that a repeated call cannot make a second one.
         reservation, alerts = self._ledger(tx).reserve(
-            message.id, request.job, request.amount_micros, request.provider, request.domain, tx.now
+            message.id, request.job, request.amount_micros, request.provider, request.domain, tx.now, request.limit_micros
         )
         self.log.info("reserved", amount_micros=request.amount_micros)
         self._tell(alerts, tx)

@@ -73,13 +73,14 @@ class Ledger:
     # setting aside
 
     def reserve(
-        self, reservation: str, job: str, amount: int, provider: str, domain: str, now: datetime
+        self, reservation: str, job: str, amount: int, provider: str, domain: str, now: datetime, limit: int | None = None
     ) -> tuple[Reservation, list[BudgetAlert]]:
         """Set money aside before anything is started. The same reservation again changes nothing.
 
         Args:
             reservation: the reservation's id, chosen by the caller.
             amount: micro-dollars; 0 always passes on local machines.
+            limit: most that may ever be set aside for it, whatever the budget holds; None: no such limit.
 
         Returns:
             The reservation, and the thresholds that it crossed.
@@ -101,7 +102,8 @@ class Ledger:
             "reserve", amount, now, reservation=reservation, job=job, provider=provider, domain=domain
         )
         self._connection.execute(
-            "INSERT INTO open_reservations (reservation, amount_micros) VALUES (?, ?)", (reservation, amount)
+            "INSERT INTO open_reservations (reservation, amount_micros, limit_micros) VALUES (?, ?, ?)",
+            (reservation, amount, limit),
         )
         return Reservation(reservation=reservation, job=job, amount_micros=amount), self.note(now)
 
@@ -109,13 +111,15 @@ class Ledger:
         """Let a reservation be `amount` in all; checked as a new one. Less than it is changes nothing.
 
         Raises:
-            LabError: NOT_FOUND; CONFLICT if the reservation has ended; BUDGET with all sums, and it stays as it was.
+            LabError: NOT_FOUND; CONFLICT if the reservation has ended; BUDGET with all sums, or the limit of this one; it
+                stays as it was.
         """
         row = self._owned(reservation, job)
         known = self.entries.set_aside(reservation)
         more = amount - known
         if more > 0:
             self._must_be_open(row)
+            self._must_be_agreed(row, amount)
             self._allow(more, row["provider"], now)
             self.entries.append("extend", more, now, **_of(row))
             self._connection.execute(
@@ -301,6 +305,17 @@ class Ledger:
 
     def _must_be_open(self, row: sqlite3.Row) -> None:
         self._has_ended(row, "", -1)
+
+    def _must_be_agreed(self, row: sqlite3.Row, amount: int) -> None:
+        limit = self._connection.execute(
+            "SELECT limit_micros FROM open_reservations WHERE reservation = ?", (row["reservation"],)
+        ).fetchone()[0]
+        if limit is not None and amount > limit:
+            raise LabError(
+                Code.BUDGET, f"job {row['job']} needs {dollars(amount)} in all, more than the {dollars(limit)} that were agreed to.",
+                advice="Send the request again with a higher budget_usd, or have the new price approved.",
+                needed_micros=amount, cap_micros=limit,
+            )  # fmt: skip
 
     def _close(self, reservation: str) -> None:
         self._connection.execute("UPDATE open_reservations SET held = 1 WHERE reservation = ?", (reservation,))

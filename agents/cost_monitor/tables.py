@@ -96,4 +96,9 @@ CREATE TABLE told (one INTEGER PRIMARY KEY CHECK (one = 1), mode TEXT NOT NULL);
 """
 """The second version: parts, corrections, bills, budgets that are changed."""
 
-MIGRATIONS = (SCHEMA, PARTS)
+LIMITS = """
+ALTER TABLE open_reservations ADD COLUMN limit_micros INTEGER;     -- most that may ever be set aside; NULL: no such limit
+"""
+"""The third version: what was approved, or allowed by the request, bounds a reservation for good."""
+
+MIGRATIONS = (SCHEMA, PARTS, LIMITS)

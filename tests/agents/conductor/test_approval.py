@@ -81,7 +81,8 @@ def test_an_unsigned_request_that_would_cost_money_waits_with_its_price_and_rese
 
 
 def test_a_signed_request_goes_on_at_once_and_so_does_one_that_costs_nothing():
-    assert methods(Story(signed=True).quoted()) == ["budget.reserve"]
+    (call,) = Story(signed=True).quoted().calls
+    assert (call.method, call.params.limit_micros) == ("budget.reserve", 3_000_000), "the request's own budget_usd"
     assert methods(Story().quoted(OFFER)) == ["budget.reserve"], "this machine's own time is nobody's bill"
 
 
@@ -91,6 +92,7 @@ def test_an_approved_job_reserves_what_was_shown():
     decision = story.tell(Approved("me", 1_500_000))
     (call,) = decision.calls
     assert isinstance(call.params, ReserveRequest) and call.params.amount_micros == 1_500_000
+    assert call.params.limit_micros == 1_650_000, "no later extension goes beyond what was agreed to"
     assert (story.record.approved_by, story.record.reason, story.record.snapshot().approval) == ("me", None, None)
     assert [fact.type for fact in decision.facts] == ["approved"]
     story.tell(RESERVATION)

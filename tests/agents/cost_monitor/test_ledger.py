@@ -235,6 +235,15 @@ def test_an_extension_asks_again_and_a_refused_one_changes_nothing(ledger):
         ledger.extend("a", "job-a", 3 * DOLLAR, NOON)
 
 
+def test_no_extension_goes_beyond_what_was_agreed_to(ledger):
+    ledger.reserve("a", "job-a", DOLLAR, "vast", "sleep", NOON, limit=DOLLAR + CENT)
+    ledger.extend("a", "job-a", DOLLAR + CENT, NOON)
+    with pytest.raises(LabError, match=r"needs \$1\.02 in all, more than the \$1\.01 that were agreed to") as caught:
+        ledger.extend("a", "job-a", DOLLAR + 2 * CENT, NOON)
+    assert caught.value.code is Code.BUDGET and caught.value.retry is Retry.NEVER
+    assert day(ledger) == (0, DOLLAR + CENT)
+
+
 def test_no_time_frees_a_reservation(ledger):
     reserve(ledger, "a", DOLLAR)
     assert day(ledger, NOON + timedelta(days=400)) == (0, DOLLAR)

@@ -341,7 +341,7 @@ def test_an_old_ledger_goes_on(tmp_path: Path) -> None:
                 (NOON.timestamp(), kind, name, f"job-{name}", "local", "sleep", amount),
             )
         connection.execute("INSERT INTO open_reservations VALUES ('b', 7)")
-        connection.executescript(MIGRATIONS[1])
+        connection.executescript("".join(MIGRATIONS[1:]))
         ledger = Ledger(connection, BUDGET)
         assert [(entry.number, entry.kind, entry.at) for entry in ledger.entries.page(0).entries] == [
             (1, "reserve", NOON), (2, "settle", NOON), (3, "reserve", NOON),
