@@ -230,3 +230,11 @@ class EmergencyReport(Strict):
     began_at: datetime
     stopped: list[StoppedRental]
     at: datetime
+
+
+def dollars(micros: int) -> str:
+    """Return an amount for people: cents, and more digits where cents would hide it."""
+    sign, value = ("-" if micros < 0 else ""), abs(micros)
+    if value % 10_000 == 0:
+        return f"{sign}${value / 1_000_000:.2f}"
+    return f"{sign}${value // 1_000_000}.{value % 1_000_000:06d}".rstrip("0")

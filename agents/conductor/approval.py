@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from agents.conductor.record import JobRecord
 from protocol.machine import Offer
-from protocol.money import BudgetMode
+from protocol.money import BudgetMode, dollars
 
 RISE_PERCENT = 10
 """A price that rose by more than this since it was approved is asked for again: less is the market between two looks."""
@@ -47,15 +47,11 @@ def limit(record: JobRecord) -> int | None:
 def question(record: JobRecord, offer: Offer) -> str:
     """Say what a job waits for, and how it goes on."""
     rent = f"{offer.gpu or 'a machine'}{' (spot)' if offer.spot else ''} of {offer.provider}"
-    cost = f"{_usd(offer.cost_p50_micros)}, at most {_usd(offer.reservation_micros)} is reserved"
+    cost = f"{dollars(offer.cost_p50_micros)}, at most {dollars(offer.reservation_micros)} is reserved"
     rose = ""
     if record.approved_micros is not None:
-        rose = f"The price rose by more than {RISE_PERCENT} % since {_usd(record.approved_micros)} was approved. "
+        rose = f"The price rose by more than {RISE_PERCENT} % since {dollars(record.approved_micros)} was approved. "
     return (
         f"waits for approval: {rose}{rent} would cost about {cost}."
         f" `meetara approve {record.job}` lets it go on, `meetara refuse {record.job}` ends it."
     )
-
-
-def _usd(micros: int) -> str:
-    return f"${micros / 1_000_000:.2f}" if micros % 10_000 == 0 else f"${micros / 1_000_000:.6f}".rstrip("0")

@@ -11,9 +11,9 @@ import sqlite3
 from datetime import datetime
 
 from agents.cost_monitor.ledger import Ledger
-from agents.cost_monitor.sums import dollars, shares
+from agents.cost_monitor.sums import shares
 from protocol import Code, LabError
-from protocol.money import BillReport, BillRequest, BudgetAlert
+from protocol.money import BillReport, BillRequest, BudgetAlert, dollars
 
 DRIFT_PERCENT, DRIFT_MICROS = 5, 100_000
 """A bill that is off the own meter by more than 5 %, or by more than 10 cents, is an alert: rounding to seconds and minutes

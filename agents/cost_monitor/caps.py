@@ -10,11 +10,10 @@ from datetime import datetime, timedelta
 from decimal import ROUND_FLOOR, Decimal
 
 from agents.cost_monitor.ledger import Ledger
-from agents.cost_monitor.sums import dollars
 from configs import Budget
 from configs.budget import Period
 from protocol import Code, LabError
-from protocol.money import CapReply, CapRequest
+from protocol.money import CapReply, CapRequest, dollars
 
 AHEAD = timedelta(minutes=5)
 """How far the clock of who signs may be ahead: a time far ahead would keep every later signature out."""

@@ -13,11 +13,11 @@ from typing import Any
 
 from agents.cost_monitor.entries import Entries
 from agents.cost_monitor.period import PERIODS, end, start
-from agents.cost_monitor.sums import Sums, dollars
+from agents.cost_monitor.sums import Sums
 from agents.cost_monitor.thresholds import Thresholds, alert
 from configs import Budget
 from protocol import Code, LabError, Retry
-from protocol.money import BudgetAlert, Reservation
+from protocol.money import BudgetAlert, Reservation, dollars
 
 LOCAL = "local"
 """The provider of machines that are the lab's own: work there is never frozen, only counted where it has a price."""

@@ -1,4 +1,4 @@
-"""Where a period stands, in integer micro-dollars, and amounts in words for people."""
+"""Where a period stands, in integer micro-dollars, and how an amount is divided."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from configs.budget import Period
+from protocol.money import dollars
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,6 @@ class Sums:
             "period": self.period, "since": self.since.isoformat(), "spent_micros": self.spent,
             "reserved_micros": self.reserved, "cap_micros": self.cap, "left_micros": self.left,
         }  # fmt: skip
-
-
-def dollars(micros: int) -> str:
-    """Return an amount for people: cents, and more digits where cents would hide it."""
-    sign, value = ("-" if micros < 0 else ""), abs(micros)
-    if value % 10_000 == 0:
-        return f"{sign}${value / 1_000_000:.2f}"
-    return f"{sign}${value // 1_000_000}.{value % 1_000_000:06d}".rstrip("0")
 
 
 def shares(amount: int, weights: list[int]) -> list[int]:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from agents.cost_monitor import period
 from agents.cost_monitor.ledger import Ledger
 from agents.cost_monitor.report import report
-from agents.cost_monitor.sums import dollars, shares
+from agents.cost_monitor.sums import shares
 from protocol import Code, LabError, Retry
+from protocol.money import dollars
 from tests.agents.cost_monitor.ground import BUDGET, CENT, DOLLAR, NOON, day, fresh, reserve
 from tests.agents.cost_monitor.ground import lines as entries
 
