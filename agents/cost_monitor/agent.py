@@ -164,7 +164,7 @@ class CostMonitorAgent(BaseAgent):
         request = cast(UnfreezeRequest, self.params(message))
         text = signed_text(self.topics.lab, "budget.unfreeze", request.provider, request.at.isoformat())
         signer = keys.signer(self.home / keys.FOLDER, request.signature, text)
-        self._ledger(tx).unfreeze_provider(request.provider, request.at)
+        self._ledger(tx).trust.unfreeze(request.provider, request.at)
         self.log.warning("trusted again", provider=request.provider, signer=signer)
         self._tell([], tx)
         return Empty()
@@ -193,7 +193,7 @@ class CostMonitorAgent(BaseAgent):
                 reserved=item.reserved_micros, cap=item.cap_micros, note=item.note,
             )  # fmt: skip
             tx.publish("cost_alert", item)
-        mode, freeze = thresholds.mode(periods, ledger.frozen_providers(), tx.now), thresholds.freeze(periods, tx.now)
+        mode, freeze = thresholds.mode(periods, ledger.trust.frozen(), tx.now), thresholds.freeze(periods, tx.now)
         row = tx.connection.execute("SELECT mode FROM told").fetchone()
         told = BudgetMode.model_validate_json(row["mode"]) if row is not None else None
         if again or told is None or told.model_copy(update={"at": mode.at}) != mode:

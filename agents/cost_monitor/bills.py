@@ -63,7 +63,7 @@ class Bills:
         report = BillReport(
             rental=request.rental, own_micros=_own(request), billed_micros=request.billed_micros,
             correction_micros=correction, drift_percent=_drift(request),
-            frozen=self._ledger.frozen_providers().get(request.provider),
+            frozen=self._ledger.trust.frozen().get(request.provider),
         )  # fmt: skip
         return report, [*self._ledger.note(now), *remarks]
 
@@ -138,11 +138,11 @@ class Bills:
         facts = f"{dollars(billed)} for {request.rental}, the own meter says {dollars(own)}"
         note = f"{request.provider} charges {facts}"
         if own and billed >= own * ABSURD and drift > DRIFT_MICROS:
-            self._ledger.freeze_provider(request.provider, f"it charges {facts}", now)
+            self._ledger.trust.freeze(request.provider, f"it charges {facts}", now)
         elif rows and billed > aside:
             reason = f"it charges {facts}, and {dollars(aside)} was reserved"
-            self._ledger.freeze_provider(request.provider, reason, now)
-        if request.provider in self._ledger.frozen_providers():
+            self._ledger.trust.freeze(request.provider, reason, now)
+        if request.provider in self._ledger.trust.frozen():
             note += f"; nothing is rented from {request.provider} any more"
         return [
             self._ledger.remark(

@@ -15,6 +15,7 @@ from agents.cost_monitor.entries import Entries
 from agents.cost_monitor.period import PERIODS, end, start
 from agents.cost_monitor.sums import Sums
 from agents.cost_monitor.thresholds import Thresholds, alert
+from agents.cost_monitor.trust import Trust
 from configs import Budget
 from protocol import Code, LabError, Retry
 from protocol.money import BudgetAlert, Reservation, dollars
@@ -36,6 +37,7 @@ class Ledger:
         self._budget = budget
         self.entries = Entries(connection)
         self.thresholds = Thresholds(connection, budget)
+        self.trust = Trust(connection)
 
     # where it stands
 
@@ -64,11 +66,6 @@ class Ledger:
         """Return whose machines a reservation was made for; empty: there is none of that name."""
         row = self.entries.reserved(reservation)
         return row["provider"] if row is not None else ""
-
-    def frozen_providers(self) -> dict[str, str]:
-        """Return from whom nothing is rented any more, and why."""
-        rows = self._connection.execute("SELECT provider, reason FROM frozen_providers ORDER BY provider")
-        return {row["provider"]: row["reason"] for row in rows}
 
     # setting aside
 
@@ -170,7 +167,7 @@ class Ledger:
             self.entries.append("settle", amount, now, **facts)
             self.draw(reservation, amount)
             self._close(reservation)
-        return [*self.note(now), *self._overrun(row, amount, now)]
+        return [*self.note(now), *self._overrun(row, facts["provider"], amount, now)]
 
     def release(self, reservation: str, job: str, now: datetime) -> None:
         """End a reservation of which nothing (more) was spent. The same release again changes nothing.
@@ -198,36 +195,13 @@ class Ledger:
             " WHERE e.reservation = open_reservations.reservation AND e.bill_follows AND b.rental IS NULL)"
         )
 
-    def freeze_provider(self, provider: str, reason: str, now: datetime) -> None:
-        """Reserve nothing for a provider any more; the first reason stays. The lab's own machines are never frozen."""
-        if provider != LOCAL:
-            self._connection.execute(
-                "INSERT OR IGNORE INTO frozen_providers VALUES (?, ?, ?)", (provider, now.timestamp(), reason)
-            )
-
-    def unfreeze_provider(self, provider: str, at: datetime) -> None:
-        """Trust a provider again; `at` is when that was signed.
-
-        Raises:
-            LabError: NOT_FOUND, it is not frozen; CONFLICT, it was frozen after that.
-        """
-        row = self._connection.execute("SELECT at FROM frozen_providers WHERE provider = ?", (provider,)).fetchone()
-        if row is None:
-            listed = ", ".join(self.frozen_providers()) or "none"
-            raise LabError(
-                Code.NOT_FOUND, f"{provider} is not frozen.", advice=f"Frozen are: {listed}.", field="provider"
-            )
-        if at.timestamp() <= row["at"]:
-            raise LabError(Code.CONFLICT, f"{provider} was frozen after this was signed.", advice="Sign it again.", field="at")
-        self._connection.execute("DELETE FROM frozen_providers WHERE provider = ?", (provider,))
-
     # rules
 
     def _allow(self, amount: int, provider: str, now: datetime) -> None:
         paid = provider != LOCAL
         if amount == 0 and not paid:
             return
-        frozen = self.frozen_providers().get(provider)
+        frozen = self.trust.frozen().get(provider)
         if frozen is not None:
             raise LabError(
                 Code.BUDGET, f"nothing is rented from {provider} any more: {frozen}.",
@@ -261,13 +235,14 @@ class Ledger:
             retry=Retry.LATER if later else Retry.NEVER, needed_micros=amount, **sums.facts(),
         )  # fmt: skip
 
-    def _overrun(self, row: sqlite3.Row, amount: int, now: datetime) -> list[BudgetAlert]:
-        """Return an alert if a reservation has paid more than it was, and freeze its provider."""
+    def _overrun(self, row: sqlite3.Row, provider: str, amount: int, now: datetime) -> list[BudgetAlert]:
+        """Return an alert if a reservation has paid more than it was, and freeze who was paid last."""
         spent, aside = self.entries.paid(row["reservation"]), self.entries.set_aside(row["reservation"])
         if spent <= aside or amount == 0:
             return []
         note = f"job {row['job']} spent {dollars(spent)}, more than the {dollars(aside)} that was reserved"
-        self.freeze_provider(row["provider"], note, now)
+        if provider != LOCAL:
+            self.trust.freeze(provider, note, now)
         return [self.remark(note, now)]
 
     def remark(self, note: str, now: datetime, **facts: object) -> BudgetAlert:

@@ -25,7 +25,7 @@ def report(connection: sqlite3.Connection, configured: Budget, now: datetime) ->
     ledger = Ledger(connection, budget)
     periods = ledger.sums(now)
     month = periods[-1]
-    mode = ledger.thresholds.mode(periods, ledger.frozen_providers(), now)
+    mode = ledger.thresholds.mode(periods, ledger.trust.frozen(), now)
     return BudgetReport(
         periods=[
             PeriodReport(

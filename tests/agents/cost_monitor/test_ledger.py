@@ -278,11 +278,19 @@ def test_a_paid_job_that_spends_more_than_it_reserved_freezes_its_provider(ledge
         reserve(ledger, "b", CENT, provider="vast")
     reserve(ledger, "b", CENT, provider="runpod")
     with pytest.raises(LabError, match="runpod is not frozen"):
-        ledger.unfreeze_provider("runpod", NOON)
+        ledger.trust.unfreeze("runpod", NOON)
     with pytest.raises(LabError, match="frozen after this was signed"):
-        ledger.unfreeze_provider("vast", NOON)
-    ledger.unfreeze_provider("vast", NOON + timedelta(seconds=1))
+        ledger.trust.unfreeze("vast", NOON)
+    ledger.trust.unfreeze("vast", NOON + timedelta(seconds=1))
     reserve(ledger, "c", CENT, provider="vast")
+
+
+def test_of_several_providers_the_one_that_was_paid_last_is_frozen(ledger):
+    reserve(ledger, "a", DOLLAR, provider="vast")
+    ledger.settle("a", "job-a", DOLLAR, NOON, part="1", rental="r1")
+    assert ledger.trust.frozen() == {}
+    ledger.settle("a", "job-a", 1, NOON, part="2", rental="r2", provider="runpod")
+    assert list(ledger.trust.frozen()) == ["runpod"]
 
 
 def test_the_forecast_goes_on_as_the_period_did_and_is_null_while_nothing_was_spent(ledger):

@@ -262,8 +262,8 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def a_person_trusts_the_provider_again(self) -> None:
-        if self.ledger.frozen_providers():
-            self.ledger.unfreeze_provider("vast", self.now + timedelta(days=99))
+        if self.ledger.trust.frozen():
+            self.ledger.trust.unfreeze("vast", self.now + timedelta(days=99))
 
     # what holds
 
