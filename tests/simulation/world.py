@@ -203,7 +203,7 @@ def configuration(slots: int, affordable: int) -> Configs:
     local = shipped.providers.local.model_copy(update={"slots": slots, "price_usd_per_hour": 36.0})
     whole = (FORECAST["seconds_p90"] + local.provisioning_seconds + local.grace_seconds) * 0.01 * 1.1
     budget = shipped.budget.model_copy(
-        update={"daily_usd": whole * affordable * 1.06, "weekly_usd": whole * affordable * 1.5, "monthly_usd": whole * 20}
+        update={"daily_usd": whole * affordable * 1.06, "weekly_usd": whole * affordable * 1.5, "monthly_usd": whole * max(20, affordable * 2)}
     )
     providers = shipped.providers.model_copy(update={"local": local})
     tiers = {name: tier.model_copy(update={"cap_usd": None}) for name, tier in shipped.tiers.items()}
