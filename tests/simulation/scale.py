@@ -19,8 +19,6 @@ from tests.simulation.world import Node, Violation, World
 
 LOOK = 60.0
 """Virtual seconds between two checks of the invariants: with a thousand jobs each check reads a thousand records."""
-SPREAD = 3600
-"""Seconds over which the requests come."""
 
 
 class Crowd(World):
@@ -61,14 +59,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=200, help="machines that the vendors have together")
     parser.add_argument("--faults", type=float, default=0.05, help="share of calls that fail, and of machines that are taken away")
+    parser.add_argument("--spread", type=int, default=300, help="seconds over which the requests come")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     trouble = dict(trouble=options.faults, preempted=options.faults, dead=options.faults, lies=options.faults / 5)
     each = max(1, options.workers // 12)  # four types at each of three vendors are cheap enough
     plan = Plan(
-        seed=options.seed, affordable=options.jobs, trouble=SPREAD * 10 + 6000,
+        seed=options.seed, affordable=options.jobs, trouble=options.spread * 10 + 36_000,
         requests=tuple(
-            Request(at=number * SPREAD * 10 // options.jobs, paid=True, priority=1 + number % 3) for number in range(options.jobs)
+            Request(at=number * options.spread * 10 // options.jobs, paid=True, priority=1 + number % 3) for number in range(options.jobs)
         ),
         sellers=tuple(Seller(vendor, capacity=each, **trouble) for vendor in ("vast", "runpod", "lambda")),
     )  # fmt: skip

@@ -104,7 +104,8 @@ def weigh_rented(wanted: Requirements, supply: Supply, search: Search) -> None:
                 search.too_slow(work.p90_ms / 1000)
             search.refused.append(Refused(item, refusal, spent, work.p90_ms / 1000))
             continue
-        whole = work.p90_ms + scale.grace_ms
+        # however short finished runs were, setting up may take its time
+        whole = max(work.p90_ms, scale.setup_ms) + scale.grace_ms
         aside = estimate.reservation(item.price_micros_per_hour, whole) + scale.extras(item, whole)
         if wanted.limit_micros is not None and aside > wanted.limit_micros:
             search.too_dear(aside)
@@ -128,6 +129,7 @@ class _Scale:
         self._works: dict[tuple[str, str], Work] = {}
         self._meant: dict[str, bool] = {}
         self.grace_ms = milliseconds(supply.rented.grace_seconds)
+        self.setup_ms = milliseconds(supply.rented.provisioning_seconds)
         self._deadline_ms = math.inf if wanted.deadline_s is None else wanted.deadline_s * 1000
 
     def unfit(self, item: Listing) -> str | None:

@@ -27,6 +27,7 @@ class Limits:
         boot: from launch until the worker must be online; images of some GB and slow hosts take minutes.
         idle: a ready machine that nobody wants is kept so long, for a request that is being quoted just now.
         leave: how long jobs may save before the machine is terminated all the same.
+        end: how long the end of a machine takes, from the decision to the provider's proof; what it costs is kept back.
         absent: a provider must say twice, so far apart, that it has no such instance; lists lag behind by seconds.
         gone: the same for an instance whose end was asked for.
         look: between two looks at an instance that is where it should be.
@@ -41,6 +42,7 @@ class Limits:
     boot: timedelta = timedelta(minutes=15)
     idle: timedelta = timedelta(seconds=60)
     leave: timedelta = timedelta(seconds=20)
+    end: timedelta = timedelta(seconds=90)
     absent: timedelta = timedelta(seconds=60)
     gone: timedelta = timedelta(seconds=10)
     look: timedelta = timedelta(seconds=60)

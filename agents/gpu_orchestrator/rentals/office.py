@@ -49,6 +49,11 @@ AGAIN = timedelta(minutes=5)
 DEARER = 1.5
 """How many times the quoted reservation a fallback may reserve where the request names no budget: the next machines in order of
 price are within it, while one that costs many times more is worth a wait."""
+EARLY = timedelta(seconds=60)
+"""How long before its money ends a job asks for more: the answer takes a second, or a broker's restart."""
+OVERRUN = 4
+"""How many times the quoted reservation a job may need in all, with what it lost with machines that were taken away: a run that
+needs more was quoted wrongly or never ends."""
 SILENT = timedelta(seconds=60)
 """A ready machine whose worker has been offline for so long is ended: two lease lives, so no short break of a line."""
 STRICT = (AuthFailed.__name__, QuotaExceeded.__name__)
@@ -149,6 +154,10 @@ class Office:
                 self._dear.pop(account.job, None)
                 return None
             reasons[f"{listing.provider} {listing.id}"] = why
+        if needed is not None and needed > account.agreed_micros * OVERRUN:
+            reason = f"it has spent {dollars(spent)} and would need {dollars(needed)} in all, {OVERRUN} times what was quoted."
+            tx.call("lease.delay", LeaseDelay(job=account.job, reason=reason, final=True), key=account.job)
+            return reason
         if needed is not None:  # another machine costs more, or what was lost with earlier ones is needed again
             return self._extend(account, needed, tx)
         listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
@@ -162,7 +171,7 @@ class Office:
         return reason
 
     def _extend(self, account: Account, needed: int, tx: Transaction) -> str:
-        """Ask for more money."""
+        """Ask for more money; returns what the job waits for."""
         if not account.refused:
             more = ExtendRequest(reservation=account.reservation, job=account.job, amount_micros=needed)
             tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}")
@@ -266,12 +275,17 @@ class Office:
             return rental.into(State.READY, tx.now)
         if rental.state in (State.ORDERED, State.UNCERTAIN, State.BOOTING) and nobody:
             return life.ending(rental, tx.now, "nobody needs it")
+        if not rental.open:
+            return rental
+        if payer is not None and account is not None and rental.metered_from is not None:
+            left = account.reserved_micros - store.spent(payer.job, payer.since)
+            end = meter.lasts_until(rental, payer, left) - self._limits.end
+            if tx.now >= end:
+                return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
+            if tx.now >= end - EARLY and account.reserved_micros < account.agreed_micros * OVERRUN:
+                self._extend(account, account.reserved_micros + max(1, account.agreed_micros // 4), tx)
         if rental.state is not State.READY:
             return rental
-        if payer is not None and account is not None:
-            left = account.reserved_micros - store.spent(payer.job, payer.since)
-            if tx.now + self._limits.leave >= meter.lasts_until(rental, payer, left):
-                return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
         if not here:
             if rental.id not in self._offline:
                 self._offline[rental.id] = tx.now

@@ -32,6 +32,7 @@ CREATE TABLE accounts (                -- jobs with money set aside for machines
     job TEXT PRIMARY KEY,
     reservation TEXT NOT NULL,
     reserved_micros INTEGER NOT NULL,
+    agreed_micros INTEGER NOT NULL,    -- what was reserved at first, as it was quoted
     over INTEGER NOT NULL DEFAULT 0,   -- the job has ended, nothing more is bought for it
     settled INTEGER NOT NULL DEFAULT 0,
     refused TEXT NOT NULL DEFAULT ''   -- why no more is set aside
@@ -53,6 +54,7 @@ class Account:
     job: str
     reservation: str
     reserved_micros: int
+    agreed_micros: int
     over: bool
     settled: bool
     refused: str
@@ -152,15 +154,15 @@ class Rentals:
         if row is None:
             return None
         return Account(
-            row["job"], row["reservation"], row["reserved_micros"], bool(row["over"]), bool(row["settled"]), row["refused"]
+            row["job"], row["reservation"], row["reserved_micros"], row["agreed_micros"], bool(row["over"]), bool(row["settled"]), row["refused"]
         )
 
     def open_account(self, job: str, reservation: str, reserved_micros: int) -> Account:
         """Note what was set aside for a job. A job that was over and comes back with the same reservation goes on."""
         self._connection.execute(
-            "INSERT INTO accounts (job, reservation, reserved_micros) VALUES (?, ?, ?) ON CONFLICT (job) DO UPDATE"
-            " SET reserved_micros = max(reserved_micros, excluded.reserved_micros), refused = ''",
-            (job, reservation, reserved_micros),
+            "INSERT INTO accounts (job, reservation, reserved_micros, agreed_micros) VALUES (?, ?, ?, ?) ON CONFLICT (job)"
+            " DO UPDATE SET reserved_micros = max(reserved_micros, excluded.reserved_micros), refused = ''",
+            (job, reservation, reserved_micros, reserved_micros),
         )
         account = self.account(job)
         assert account is not None
