@@ -39,6 +39,8 @@ class Rented(BaseModel):
     Attributes:
         provisioning_seconds: from the launch until the work begins: boot, image, base model.
         grace_seconds: what the reservation holds for the end: last checkpoint, upload, until it is gone.
+        boot_seconds: how long the worker of a launched machine may take to come; then another machine is rented.
+        idle_seconds: how long a machine that nobody needs is kept for the next job of its kind.
         live_minutes: how long a provider's own word about a price counts.
         catalogue_days: how long a catalogue counts.
         configs_days: how long a price counts that a person has looked up.
@@ -48,6 +50,8 @@ class Rented(BaseModel):
 
     provisioning_seconds: float = Field(default=600, ge=0)
     grace_seconds: float = Field(default=120, ge=0)
+    boot_seconds: float = Field(default=900, gt=0)
+    idle_seconds: float = Field(default=60, ge=0)
     live_minutes: float = Field(default=10, gt=0)
     catalogue_days: float = Field(default=14, gt=0)
     configs_days: float = Field(default=90, gt=0)

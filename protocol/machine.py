@@ -48,6 +48,7 @@ class ProviderStatus(Strict):
     status: str = Field(description="up, degraded or down")
     slots: int
     free: int
+    reason: str = Field(default="", description="why it is not up")
     at: datetime
 
 

@@ -95,6 +95,8 @@ class GpuOrchestratorAgent(BaseAgent):
         rents = clouds.providers if clouds is not None else {}
         self._desk = Desk(self._configs, rents if sellers is None else sellers, rents)
         super().__init__(wiring)
+        self._trouble: dict[str, str] = {}
+        self._providers_told: dict[str, ProviderStatus] = {}
         self._by_bus: tuple[datetime | None, str] | None = None
         self._by_file: tuple[datetime | None, str] | None = None
         self._frozen: datetime | None = None
@@ -144,8 +146,11 @@ class GpuOrchestratorAgent(BaseAgent):
     def broker_forgot(self) -> None:
         """Tell the provider's status again, and who may come in."""
         self._told = None
+        self._providers_told.clear()
         with self.transaction() as tx:
             self._tell(tx)
+            for provider in self._keeper.providers if self._keeper is not None else ():
+                self._tell_provider(provider, tx)
             self._let_in(Rentals(tx.connection).living(), tx)
 
     # machines
@@ -496,6 +501,7 @@ class GpuOrchestratorAgent(BaseAgent):
             reason=after.reason or None, fault=after.fault or None,
         )  # fmt: skip
         self._office.changed(before, after, tx)
+        self._tell_provider(after.provider, tx)
         tx.after_commit(self._keeper.wake)
         if after.state in (State.READY, State.GONE):
             tx.timer("place", "", tx.now)
@@ -525,6 +531,23 @@ class GpuOrchestratorAgent(BaseAgent):
         """Note how the last look at a provider went."""
         if error is not None:
             self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
+        self._trouble[provider] = "" if error is None else str(error)
+        with self.transaction() as tx:
+            self._tell_provider(provider, tx)
+
+    def _tell_provider(self, provider: str, tx: Transaction) -> None:
+        """Publish a paid provider's status where it has changed: slots are the machines that are rented there."""
+        rented = Rentals(tx.connection).living(provider)
+        leased = {lease.machine for lease in self._leases(tx).live()}
+        free = sum(1 for rental in rented if rental.state is State.READY and rental.machine not in leased)
+        trouble = self._trouble.get(provider, "")
+        status = ProviderStatus(
+            provider=provider, status="degraded" if trouble else "up", slots=len(rented), free=free, reason=trouble, at=tx.now
+        )
+        told = self._providers_told.get(provider)
+        if told is None or told.model_copy(update={"at": status.at}) != status:
+            self._providers_told[provider] = status
+            tx.publish("provider_status", status, provider=provider)
 
     def _settled(self, answer: Answer, tx: Transaction) -> None:
         self._answered(answer, tx)

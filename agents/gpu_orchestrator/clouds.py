@@ -95,5 +95,9 @@ def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]
     entrance = admission.Admission(
         wiring.broker, settings.public, wiring.lab, authority if authority.exists() else None, given(environment)
     )
-    setup = timedelta(seconds=configs.providers.rented.provisioning_seconds)
-    return Clouds(open_providers(keys), entrance, settings.worker_image, limits=Limits(setup=setup))
+    terms = configs.providers.rented
+    limits = Limits(
+        setup=timedelta(seconds=terms.provisioning_seconds), boot=timedelta(seconds=terms.boot_seconds),
+        idle=timedelta(seconds=terms.idle_seconds),
+    )  # fmt: skip
+    return Clouds(open_providers(keys), entrance, settings.worker_image, limits=limits)
