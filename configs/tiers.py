@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from configs.parameters import Parameters
@@ -163,6 +164,29 @@ def read(source: Source, proven: Parameters) -> dict[str, Tier]:
             adapter_gates=file.adapter_gates,
         )  # fmt: skip
     return tiers
+
+
+def terms(tier: Tier) -> dict[str, Any]:
+    """Return a tier with all of its values as tiers.yaml would have it, for a machine that has other configs."""
+    budget = None if tier.cap_usd is None else [float(tier.usual_usd or 0), float(tier.cap_usd)]
+    return {
+        "entry": {
+            "base": tier.base, "gpu": list(tier.gpu), "budget_usd": budget, "parameters": tier.parameters.model_dump(mode="json"),
+            "gates": {name: rule.model_dump() for name, rule in tier.gates.items()},
+        },
+        "adapter_gates": {name: rule.model_dump() for name, rule in tier.adapter_gates.items()},
+    }  # fmt: skip
+
+
+def write(folder: Path, name: str, told: Mapping[str, Any]) -> None:
+    """Write a configs folder's tiers.yaml: the shipped tiers, and one whose terms were told."""
+    content = dict(Source.read(FILE).content)
+    content["tiers"] = {**content["tiers"], name: told["entry"]}
+    content["adapter_gates"] = told["adapter_gates"]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{FILE}"
+    temporary.write_text(yaml.safe_dump(content), encoding="utf-8")
+    temporary.replace(folder / FILE)
 
 
 def _known(source: Source, at: str, gates: Mapping[str, GateRule]) -> None:

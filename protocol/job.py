@@ -223,6 +223,9 @@ class Plan(Strict):
     trained_tokens: int | None = Field(
         default=None, description="places that all steps compute, control training included; at least the real tokens"
     )
+    terms: dict[str, Any] | None = Field(
+        default=None, description="the tier with all of its values, for a machine elsewhere that has other configs"
+    )
     seconds_p50: float
     seconds_p90: float
     not_here: str | None = Field(

@@ -20,6 +20,7 @@ from agents.gguf_factory.job import Job, StageResult
 from agents.gguf_factory.light import LightTokenizer
 from agents.gguf_factory.targets import Choice
 from configs import Parameters, Storage, Tier
+from configs.tiers import terms
 from protocol import Code, LabError
 from protocol.job import Plan, PlanRequest, Route, Stage, TrainRequest
 
@@ -96,6 +97,7 @@ def plan(
     predicted = uncalibrated_seconds(weights, steps, chosen, machine.flops(home))
     p50, p90 = _quantiles(predicted, machine.calibration(machine.finished(home), str(base.folder)))
     result = Plan(
+        terms=terms(tiers[request.route.tier]) if request.elsewhere else None,
         rows=len(source.rows.train), held_out_rows=len(source.rows.held_out), tokens=train.tokens, steps=steps,
         parameters={**chosen.model_dump(), **source.digests},
         base_parameters=weights, file_bytes=choice.bytes if choice else model_bytes,

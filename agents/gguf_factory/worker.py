@@ -33,7 +33,7 @@ from bus.files import write_private
 from bus.logs import configure, wanted
 from bus.redact import clean
 from bus.session import refuses_login
-from configs import Configs
+from configs import Configs, tiers
 from protocol.access import WORKER_SERVES
 from protocol.errors import Code, LabError, Retry
 from protocol.job import RunRequest
@@ -80,6 +80,11 @@ class Worker(FactoryAgent):
         super().__init__(wiring, configs)
         self.token = token
         self.slots = slots
+        self.own_configs: Path | None = None
+        if "MEETARA_CONFIGS" not in os.environ:
+            self.own_configs = self.home / "configs"
+            self.own_configs.mkdir(parents=True, exist_ok=True)
+            os.environ["MEETARA_CONFIGS"] = str(self.own_configs)  # for the jobs' processes
         self.tell = tell
         self.wait_s, self.idle_s = wait_s, idle_s
         self.monotonic = monotonic
@@ -167,6 +172,8 @@ class Worker(FactoryAgent):
             "kind": "lease", "job": run.job, "attempt": run.attempt, "fence": run.fence, "domain": run.route.domain,
             "base": run.route.base, "steps": run.plan.steps,
         })  # fmt: skip
+        if run.plan.terms is not None and self.own_configs is not None:  # the lab's tier, which need not be one of ours
+            tiers.write(self.own_configs, run.route.tier, run.plan.terms)
         super().launch(run)
 
     def heard(self, run: RunRequest, line: dict[str, Any]) -> None:

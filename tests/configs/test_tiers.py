@@ -1,9 +1,11 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 import configs
-from configs import GateRule, resolve_base
+from configs import GateRule, resolve_base, tiers
 from protocol import Code, LabError
 
 
@@ -53,3 +55,12 @@ def test_an_adapter_has_gates_of_its_own_in_every_tier():
     assert {name: rule for name, rule in mine.items() if name not in tier.adapter_gates} == {
         name: rule for name, rule in tier.gates.items() if name not in tier.adapter_gates
     }
+
+
+def test_a_tiers_terms_make_the_same_tier_on_a_machine_with_other_configs(tmp_path: Path) -> None:
+    known = configs.load().tiers["starter"]
+    changed = known.model_copy(update={"name": "own", "parameters": known.parameters.overridden({"lora_r": 4}), "cap_usd": 2.0, "usual_usd": 1.0})
+    tiers.write(tmp_path, "own", json.loads(json.dumps(tiers.terms(changed))))
+    read = configs.load(configs.Settings.read(configs=tmp_path)).tiers
+    assert read["own"] == changed
+    assert read["starter"] == known, "the shipped ones stay"
