@@ -193,11 +193,12 @@ class Office:
         self, asking: Asking, account: Account, offer: Offer, listing: Listing, store: Rentals, tx: Transaction
     ) -> None:  # fmt: skip
         id = self._names()
-        disk_gb = math.ceil(asking.quote.plan.disk_bytes / 10**9)
+        disk = max(offer.disk_bytes or 0, asking.quote.plan.disk_bytes)
+        disk_gb = math.ceil(disk / 10**9)
         most = offer.price_micros_per_hour + disk_gb * listing.disk_micros_per_gb_hour
         rental = Rental(
             id=id, provider=listing.provider, listing=listing, kind=asking.request.kind, tag=f"{self._prefix}{id}",
-            machine=worker_name(id), needs_disk_bytes=asking.quote.plan.disk_bytes,
+            machine=worker_name(id), needs_disk_bytes=disk,
             limit_micros_per_hour=most, price_micros_per_hour=most,
             created_at=tx.now, state_at=tx.now, token=self._tokens(id, listing.provider),
         )  # fmt: skip
