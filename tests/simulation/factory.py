@@ -49,6 +49,8 @@ async def make_plan(request: PlanRequest, home: Path, launcher: object) -> dict[
             return {"error": error.body().model_dump(mode="json")}
         case "crash":
             return {"crash": "the planning process ended with status -9: "}
+    if node.world.request_of(request.request.dataset).long:
+        return {"plan": FORECAST | {"base_parameters": 10**9, "trained_tokens": 100_000_000}}
     if not node.world.request_of(request.request.dataset).shared:
         return {"plan": FORECAST}
     finished = node.disk.models.get(KEY)

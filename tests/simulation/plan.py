@@ -46,6 +46,7 @@ class Request:
     mishaps: tuple[Mishap, ...] = ()
     shared: bool = False  # what it asks for is the same model as every other shared request's
     paid: bool = False  # it is to be trained on a rented machine
+    long: bool = False  # its training is predicted to take hours, so that it shares no machine
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Plan:
     start: str = "noon"  # noon, midnight (just before a new day), month (just before a new month)
     affordable: int = 9  # so many jobs can be reserved at once
     sellers: tuple[Seller, ...] = ()
+    cap_usd: float | None = None  # the budget of a day, a week and a month, instead of what `affordable` says
     trouble: int = 0  # tenths of a second for which the sellers cause it
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from protocol.money import CapRequest
 from tests.clouds.faults import Fault as Wrong
 from tests.simulation.broker import Message
 from tests.simulation.cloud import Vendor
+from tests.simulation.people import Wish, call
 from tests.simulation.plan import Fault, Plan, Request, Seller, rented
 from tests.simulation.world import World
 
@@ -221,3 +223,42 @@ def test_a_worker_that_comes_back_after_its_lease_changes_nothing() -> None:
         world.at(world.now + 45, mend)
 
     assert states(live(Plan(requests=(JOB,), sellers=VAST, trouble=1500), (52, cut))) == ["done"]
+
+
+@pytest.mark.parametrize("trouble", ["none", "terminate fails at first", "the broker is down"])
+def test_at_95_percent_running_jobs_are_saved_and_their_machines_gone_within_a_minute(trouble: str) -> None:
+    """A budget is lowered while three jobs run, so that all thresholds are crossed in one jump."""
+    at: dict[str, float] = {}
+
+    def lower(world: World) -> None:
+        used = world.nodes["cost_monitor"].read("SELECT sum(amount_micros) FROM open_reservations")[0][0]
+        cap = CapRequest(name="daily_usd", usd=round(used / 0.96) / 1e6)
+        node = world.person("owner")
+        node.begin(call(node, Wish("owner", "", "budget.set", cap), 0.0, "lower"))
+        if trouble == "terminate fails at first":
+            cloud(world).fail("terminate", Wrong.ERROR, 3)
+        watch(world)
+
+    def watch(world: World) -> None:
+        if "frozen" not in at and (world.home / "freeze.json").exists():
+            at["frozen"] = world.now
+            if trouble == "the broker is down":
+                world.broker.kill("kept")
+                world.at(world.now + 90, lambda: setattr(world.broker, "up", True))
+        if not cloud(world).living():
+            at["gone"] = world.now
+            return
+        world.at(world.now + 0.5, lambda: watch(world))
+
+    jobs = tuple(Request(paid=True, long=True, cancel=3000) for _ in range(3))
+    world = Life(Plan(requests=jobs, sellers=VAST, cap_usd=1000.0, trouble=3000))
+    world.upon("train", 0.4, lower)
+    world.run()
+    assert at["gone"] - at["frozen"] < 60
+    if trouble != "the broker is down":
+        assert len(facts(world, "recalled")) >= 2, "those that ran were asked to save"
+    alerts = [json.loads(message.payload) for message in world.said if message.topic.endswith("cost/alert") and message.payload]
+    assert [alert["threshold"] for alert in alerts if alert["period"] == "day" and not alert["note"]] == [50, 80, 90, 95]
+    report = json.loads([message for message in world.said if message.topic.endswith("cost/stopped")][-1].payload)
+    assert len(report["stopped"]) == 3 and all(item["verified_gone_at"] for item in report["stopped"])
+    assert states(world) == ["cancelled"] * 3

@@ -89,7 +89,7 @@ class Node:
         self.world = world
         self.name = name
         self.build = build
-        self.wiring = Wiring(name, world.home / name, BrokerAddress("broker", 1), now=self.clock)
+        self.wiring = Wiring(name, world.home, BrokerAddress("broker", 1), now=self.clock)
         self.disk = Disk()
         self.skew = 0.0
         self.up_cut = self.down_cut = False
@@ -197,7 +197,7 @@ class Node:
 
 
 @cache
-def configuration(slots: int, affordable: int) -> Configs:
+def configuration(slots: int, affordable: int, cap_usd: float | None = None) -> Configs:
     """The shipped configuration with machines that cost something, and a budget for so many jobs at once."""
     shipped = load()
     local = shipped.providers.local.model_copy(update={"slots": slots, "price_usd_per_hour": 36.0})
@@ -205,6 +205,8 @@ def configuration(slots: int, affordable: int) -> Configs:
     budget = shipped.budget.model_copy(
         update={"daily_usd": whole * affordable * 1.06, "weekly_usd": whole * affordable * 1.5, "monthly_usd": whole * max(20, affordable * 2)}
     )
+    if cap_usd is not None:
+        budget = budget.model_copy(update={"daily_usd": cap_usd, "weekly_usd": cap_usd, "monthly_usd": cap_usd})
     providers = shipped.providers.model_copy(update={"local": local})
     tiers = {name: tier.model_copy(update={"cap_usd": None}) for name, tier in shipped.tiers.items()}
     return replace(shipped, providers=providers, budget=budget, tiers=tiers)
@@ -238,12 +240,12 @@ class World:
         self._over = False
         shared = Path("/dev/shm")
         self.home = Path(tempfile.mkdtemp(prefix="lab-", dir=shared if shared.is_dir() else None))
-        configs = self.configs = configuration(plan.slots, plan.affordable)
+        configs = self.configs = configuration(plan.slots, plan.affordable, plan.cap_usd)
         self.healed = False
         self.tokens: dict[str, str] = {}
         if plan.sellers:
             self.key = keys.make(self.home / "person")
-            keys.trust(self.home / "conductor" / keys.FOLDER, "person", self.key.public)
+            keys.trust(self.home / keys.FOLDER, "person", self.key.public)
         self.vendors = [Vendor(self, seller) for seller in plan.sellers]
         builders: dict[str, Callable[[Wiring], BaseAgent]] = {
             "router": partial(RouterAgent, configs=configs),

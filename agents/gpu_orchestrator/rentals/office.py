@@ -148,7 +148,7 @@ class Office:
             if why is None and offer.reservation_micros > left:
                 why = f"it needs {dollars(offer.reservation_micros)}, {dollars(left)} of the reservation are left"
                 # rounded up: the meter of a machine that is just being ended still runs
-                needed = needed or spent + offer.reservation_micros + agreed.reservation_micros // 10
+                needed = needed or spent + min(offer.reservation_micros + agreed.reservation_micros // 10, most)
             if why is None:
                 self._order(asking, account, offer, listing, store, tx)
                 self._dear.pop(account.job, None)
@@ -365,8 +365,3 @@ class Office:
 
     def _leases(self, rental: Rental, tx: Transaction) -> list[Lease]:
         return [lease for lease in Leases(tx.connection).live() if lease.machine == rental.machine]
-
-
-def dollars(micros: int) -> str:
-    """Return an amount for people."""
-    return f"${micros / 1_000_000:.2f}" if micros % 10_000 == 0 else f"${micros / 1_000_000:.6f}".rstrip("0")
