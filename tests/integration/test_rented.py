@@ -21,10 +21,12 @@ from tests.clouds.clock import real_time
 from tests.clouds.cloud import Instance
 from tests.clouds.vast_cloud import VastCloud
 from tests.conftest import free_port
-from tests.integration.lab import DOMAIN, LONG, ROOT, Ground, RunningLab, listening, program, running
+from tests.integration.lab import DOMAIN, ROOT, Ground, RunningLab, listening, program, running
 
 pytestmark = pytest.mark.timeout(900)
 
+STEPS: dict[str, int] = {"max_steps": 12, "batch_size": 2, "sequence_length": 128}
+"""Short steps, each with a checkpoint, and enough of them to be caught."""
 GPU = """#!/bin/sh
 echo "NVIDIA GeForce RTX 4090, 24564"
 """
@@ -114,7 +116,7 @@ async def test_a_job_goes_on_elsewhere_when_its_rented_machine_is_taken_away_and
     await prepared(home, configs)
     more = {
         **cloud.environment(), "MEETARA_LISTEN": f"mqtts://127.0.0.1:{port}", "MEETARA_PUBLIC": f"mqtts://127.0.0.1:{port}",
-        "MEETARA_WORKER_IMAGE": "registry.example/meetara-worker:1",
+        "MEETARA_WORKER_IMAGE": "registry.example/meetara-worker:1", "MEETARA_STORE": (tmp_path / "store").as_uri(),
     }  # fmt: skip
     try:
         with running(home, configs, **more) as lab:
@@ -128,13 +130,13 @@ async def test_a_job_goes_on_elsewhere_when_its_rented_machine_is_taken_away_and
 
 async def rent(lab: RunningLab, ground: Ground, cloud: VastCloud, machines: Machines) -> None:
     async with lab.client() as client, listening(client, "rented-1") as ears:
-        params = [f"--param={name}={value}" for name, value in LONG.items()]
+        params = [f"--param={name}={value}" for name, value in STEPS.items()]
         outcome = await lab.cli(
             "train", "--data", ground.rows, "--domain", DOMAIN, "--id", "rented-1", "--provider", "vast", "--untrusted-hosts",
             "--fresh", "--detach", *params,
         )  # fmt: skip
         assert outcome.code == 0, outcome.out + outcome.error
-        await ears.step(4)
+        await ears.step(3)
         [first] = cloud.living()
         cloud.preempt(first.id)
         final = await ears.end()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.simulation.plan import PLANS, Plan
+from tests.simulation.plan import PLANS, Plan, rented
 from tests.simulation.world import Violation, World
 
 
@@ -80,4 +80,24 @@ def search_apart(task: tuple[int, int]) -> Findings:
     found = search(*task)
     if found.world is not None:
         found.story, found.world = found.world.story(), None
+    return found
+
+
+def live_rented(task: tuple[int, int]) -> Findings:
+    """Live `count` rented lives from a seed on, `(count, seed)`; the first violation ends it. Such plans are not shrunk."""
+    count, first = task
+    found = Findings()
+    began = time.monotonic()
+    for number in range(first, first + count):
+        world = World(rented(number))
+        try:
+            world.run()
+        except Violation as violation:
+            found.violation, found.story, found.first = str(violation), world.story(), number
+            break
+        found.lives += 1
+        found.steps += world.steps
+        found.faults += world.counts
+        found.ends.update(str(record["state"]) for record in world.invariants.records.values())
+    found.seconds = time.monotonic() - began
     return found

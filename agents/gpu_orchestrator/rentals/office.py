@@ -40,6 +40,7 @@ from protocol.money import (
     Reservation,
     SettleRequest,
     StoppedRental,
+    dollars,
 )
 
 RETRY = timedelta(seconds=30)
