@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any, ClassVar, cast
 
 from pydantic import ValidationError
@@ -15,15 +14,11 @@ from agents.gpu_orchestrator.fleet import Fleet
 from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import history
 from agents.gpu_orchestrator.market.desk import Desk, nobody_online
-from agents.gpu_orchestrator.providers.provider import Instance, Provider, ProviderError
-from agents.gpu_orchestrator.queue import Waiting
-from agents.gpu_orchestrator.rentals.keeper import Keeper
-from agents.gpu_orchestrator.rentals.office import Asking, Office
-from agents.gpu_orchestrator.rentals.rental import Rental, State
+from agents.gpu_orchestrator.providers.provider import Provider
 from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
 from agents.gpu_orchestrator.rentals.store import Rentals
+from agents.gpu_orchestrator.renting import Renting
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
-from bus.freeze import read_freeze
 from bus.lease import SCHEMA as LEASES
 from bus.lease import TTL, Lease, Leases
 from bus.redact import of_error
@@ -47,7 +42,6 @@ from protocol.machine import (
     QuoteRequest,
     RequoteRequest,
 )  # fmt: skip
-from protocol.money import BudgetMode, Reservation, StoppedRental
 
 PROVIDER = "local"
 LATE = timedelta(seconds=5)
@@ -95,18 +89,9 @@ class GpuOrchestratorAgent(BaseAgent):
         rents = clouds.providers if clouds is not None else {}
         self._desk = Desk(self._configs, rents if sellers is None else sellers, rents)
         super().__init__(wiring)
-        self._trouble: dict[str, str] = {}
-        self._providers_told: dict[str, ProviderStatus] = {}
-        self._by_bus: tuple[datetime | None, str] | None = None
-        self._by_file: tuple[datetime | None, str] | None = None
-        self._frozen: datetime | None = None
-        self._reported: list[StoppedRental] = []
         self._desk.history = history.read(self.store.connection)
-        self._keeper: Keeper | None = None
-        self._office: Office | None = None
-        if clouds is not None:
-            self._rent_with(clouds)
         self._fleet = Fleet()
+        self._renting = None if clouds is None else Renting(self, clouds, self._desk, self._fleet)
         self._grace_given = False
         self._told: ProviderStatus | None = None
         self.message_handlers.update(
@@ -120,14 +105,9 @@ class GpuOrchestratorAgent(BaseAgent):
             }
         )
         self.timer_handlers.update({"lease": self._lease_due, "quote": self._quote_due})
-        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.release", "budget.bill"):
+        for method in ("lease.lost", "lease.recall", "lease.delay", "budget.release", "budget.bill", "budget.settle", "budget.extend"):
             self.reply_handlers[method] = self._answered
-        self.reply_handlers["budget.settle"] = self._settled
-        self.reply_handlers["budget.extend"] = self._extended
-        self.timer_handlers["extend"] = self._extend_due
-        self.timer_handlers["place"] = lambda key, data, tx: self._hand_out(tx)
-        if clouds is not None:
-            self.watch(self.topics.of("cost_mode"), self._mode_heard)
+        self.timer_handlers["place"] = lambda key, data, tx: self.hand_out(tx)
         for topic in ("card", "presence"):
             self.watch(self.topics.of(topic, role="gguf_factory", agent="+"), self._heard)
 
@@ -136,22 +116,17 @@ class GpuOrchestratorAgent(BaseAgent):
         with self.transaction() as tx:
             self._grace(tx)
             self._tell(tx)
-        if self._keeper is not None:
-            for name in self._keeper.providers:
-                self.spawn(self._keeper.keep(name))
-            self.spawn(self._keeper.keep_logins())
-            self.spawn(self._tend())
+        if self._renting is not None:
+            self._renting.start()
         self.spawn(self._desk.keep_fresh(self._listed))
 
     def broker_forgot(self) -> None:
         """Tell the provider's status again, and who may come in."""
         self._told = None
-        self._providers_told.clear()
         with self.transaction() as tx:
             self._tell(tx)
-            for provider in self._keeper.providers if self._keeper is not None else ():
-                self._tell_provider(provider, tx)
-            self._let_in(Rentals(tx.connection).living(), tx)
+            if self._renting is not None:
+                self._renting.tell_again(tx)
 
     # machines
 
@@ -171,8 +146,9 @@ class GpuOrchestratorAgent(BaseAgent):
                 return
             self._fleet.note(word)
         with self.transaction() as tx:
-            self._look(tx)
-            self._hand_out(tx)
+            if self._renting is not None:
+                self._renting.look(tx)
+            self.hand_out(tx)
 
     def _tell(self, tx: Transaction) -> None:
         """Publish the provider's status where it has changed."""
@@ -220,7 +196,7 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _quote_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
         row = tx.connection.execute("SELECT request FROM quotes WHERE message = ?", (key,)).fetchone()
-        if self._office is not None or self._own(()):
+        if self._renting is not None or self._own(()):
             self._answer_quote(key, QuoteRequest.model_validate_json(row["request"]), tx)
             return
         tx.connection.execute("DELETE FROM quotes WHERE message = ?", (key,))
@@ -235,7 +211,7 @@ class GpuOrchestratorAgent(BaseAgent):
     def _listed(self) -> None:
         """A provider has told what it sells, or failed to."""
         with self.transaction() as tx:
-            self._hand_out(tx)
+            self.hand_out(tx)
 
     def _worked(self, job: str, done: bool, tx: Transaction) -> None:
         history.end(tx.connection, job, tx.now, done=done)
@@ -254,7 +230,7 @@ class GpuOrchestratorAgent(BaseAgent):
         )
         if request.offer is not None and request.offer.paid:
             Rentals(tx.connection).open_account(request.job, request.reservation, request.offer.reservation_micros)
-        self._hand_out(tx)
+        self.hand_out(tx)
         return DEFERRED
 
     def _renew(self, message: MCPMessage, tx: Transaction) -> LeaseGrant:
@@ -270,15 +246,14 @@ class GpuOrchestratorAgent(BaseAgent):
             tx.cancel_timer("lease", request.job)
         if request.lease is None:
             gone = LabError(Code.CANCELLED, f"job {request.job} has left the queue for a machine.", job=request.job)
-            for row in self._waiting(tx, request.job):
+            for row in self.waiting(tx, request.job):
                 self._answer_waiting(row["message"], gone, tx)
         if request.over:
             Rentals(tx.connection).end_account(request.job)
-            if self._office is not None:
-                self._office.settle(tx)
         self._worked(request.job, request.done, tx)
-        self._look(tx)
-        self._hand_out(tx)
+        if self._renting is not None:
+            self._renting.released(request.over, tx)
+        self.hand_out(tx)
         return Empty()
 
     def _lease_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
@@ -299,7 +274,7 @@ class GpuOrchestratorAgent(BaseAgent):
         rest = leases.of(key)
         if rest is not None:  # it was renewed in the meantime
             tx.timer("lease", key, rest.expires_at)
-        self._hand_out(tx)
+        self.hand_out(tx)
 
     def _grace(self, tx: Transaction) -> None:
         """Once per process: nobody could renew while this agent was away."""
@@ -322,11 +297,11 @@ class GpuOrchestratorAgent(BaseAgent):
 
     # the queue
 
-    def _hand_out(self, tx: Transaction) -> None:
+    def hand_out(self, tx: Transaction) -> None:
         """Answer who can be answered now: waiting quotes, holders who asked again, jobs for which a slot is free."""
         leases = self._leases(tx)
         self._answer_quotes(tx)
-        requests = {row["message"]: LeaseRequest.model_validate_json(row["request"]) for row in self._waiting(tx)}
+        requests = {row["message"]: LeaseRequest.model_validate_json(row["request"]) for row in self.waiting(tx)}
         for message, request in list(requests.items()):
             held = leases.of(request.job)
             if held is not None:
@@ -334,15 +309,16 @@ class GpuOrchestratorAgent(BaseAgent):
                 del requests[message]
         jobs = {request.job: request for request in requests.values()}
         own = [job for job in jobs.values() if job.offer is None or not job.offer.paid]
-        for waiting, machine in queue.assign(map(_waiting, own), self._own(leases.live())):
+        for waiting, machine in queue.assign(map(queue.waiting, own), self._own(leases.live()), tx.now):
             price = self._configs.providers.local.price_micros_per_hour
-            self._grant(jobs[waiting.job], machine, price, requests, tx)
+            self.grant(jobs[waiting.job], machine, price, requests, tx)
             if (offer := jobs[waiting.job].offer) is not None:
                 history.begin(tx.connection, waiting.job, offer, tx.now)
-        self._hand_out_rented([job for job in jobs.values() if job.offer is not None and job.offer.paid], requests, tx)
+        if self._renting is not None:
+            self._renting.hand_out([job for job in jobs.values() if job.offer is not None and job.offer.paid], requests, tx)
         self._tell(tx)
 
-    def _grant(
+    def grant(
         self, job: LeaseRequest, machine: str, price: int, requests: Mapping[str, LeaseRequest], tx: Transaction
     ) -> None:
         lease = self._leases(tx).grant(
@@ -363,208 +339,19 @@ class GpuOrchestratorAgent(BaseAgent):
             price_micros_per_hour=lease.price_micros_per_hour, expires_at=lease.expires_at,
         )  # fmt: skip
 
-    # rented machines
-
-    def _rent_with(self, clouds: Clouds) -> None:
-        prefix = self._prefix()
-        billing = frozenset(name for name, provider in clouds.providers.items() if provider.bills)
-        self._office = Office(
-            clouds.market or self._desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing
-        )
-        self._keeper = Keeper(
-            clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
-        )
-        self._tick = clouds.tick
-
-    def _prefix(self) -> str:
-        """Return what this lab's tags begin with: its name, and what tells it from a lab of the same name elsewhere."""
-        with self.transaction() as tx:
-            tx.connection.execute("INSERT OR IGNORE INTO self VALUES ('mark', ?)", (uuid7()[-8:],))
-            mark = tx.connection.execute("SELECT value FROM self WHERE name = 'mark'").fetchone()[0]
-        return f"meetara-{self.topics.lab}-{mark}-"
-
     def _own(self, leases: Iterable[Lease]) -> list[Machine]:
         """Return the machines that are not rented."""
         return [machine for machine in self._fleet.machines(leases) if machine.rental is None]
 
-    def _hand_out_rented(self, jobs: Sequence[LeaseRequest], requests: Mapping[str, LeaseRequest], tx: Transaction) -> None:
-        """Give waiting jobs the rented machines of their kind, and rent more where that is too few."""
-        if self._office is None or not jobs or self._frozen is not None:
-            return
-        store, left = Rentals(tx.connection), {job.job: job for job in jobs}
-        for rental in store.living():
-            if rental.state is not State.READY:
-                continue
-            machines = [m for m in self._fleet.machines(self._leases(tx).live()) if m.name == rental.machine]
-            fitting = [job for job in left.values() if job.kind == rental.kind]
-            for waiting, machine in queue.assign(map(_waiting, fitting), machines):
-                job = left.pop(waiting.job)
-                account = store.account(job.job)
-                assert account is not None and job.offer is not None
-                payer = store.payer(rental.id)
-                if payer is not None and payer.job == job.job and job.offer.gpu == rental.listing.gpu:
-                    history.begin(tx.connection, job.job, job.offer, rental.created_at)  # not of a machine that is warm
-                store.pays(rental, account, tx.now)
-                self._grant(job, machine, rental.price_micros_per_hour, requests, tx)
-                self._let_in([rental], tx)
-        askings = []
-        for job in left.values():
-            row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
-            if row is not None:
-                askings.append(Asking(job, QuoteRequest.model_validate_json(row["request"])))
-        self._office.settle(tx)  # who has handed a machine over
-        self._office.place(askings, tx)
-        if self._keeper is not None:
-            tx.after_commit(self._keeper.wake)
-
-    def _let_in(self, rentals: Sequence[Rental], tx: Transaction) -> None:
-        """Tell the broker for which jobs workers are in, once the leases are stored."""
-        if self._keeper is not None:
-            keeper = self._keeper
-            tx.after_commit(lambda: keeper.admit(rentals))
-
-    async def _tend(self) -> None:
-        """Look after the rentals for ever: workers that came or went silent, money that runs out."""
-        while True:
-            await asyncio.sleep(self._tick)
-            with self.transaction() as tx:
-                freeze = read_freeze(self.home)
-                self._by_file = None if freeze is None else (freeze.at, freeze.note or f"the {freeze.period}'s budget is used up")
-                self._follow_freeze(tx)
-                if self._look(tx):
-                    self._hand_out(tx)
-
-    # the freeze
-
-    def _mode_heard(self, topic: str, payload: bytes) -> None:
-        """The cost monitor tells how paid work goes on; the stop file in the home says the same without the bus."""
-        try:
-            mode = BudgetMode.model_validate_json(payload) if payload else None
-        except ValidationError as error:
-            self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, "mode")))
-            return
-        self._desk.distrusted = mode.frozen_providers if mode is not None else {}
-        frozen = mode is not None and mode.mode == "frozen"
-        self._by_bus = (mode.at, f"the {mode.period}'s budget is used up") if mode is not None and frozen else None
-        with self.transaction() as tx:
-            self._follow_freeze(tx)
-
-    def _follow_freeze(self, tx: Transaction) -> None:
-        """End everything that is rented while there is a freeze, by the bus or by the file, and rent nothing more."""
-        assert self._office is not None
-        word = self._by_file or self._by_bus
-        if word is None:
-            if self._frozen is not None:
-                self._frozen = None
-                self.log.info("paid work goes on")
-                self._hand_out(tx)
-            return
-        if self._frozen is None:
-            self._frozen = word[0] or tx.now
-            self.log.warning("paid work is frozen", reason=word[1])
-        self._store_changes(self._office.freeze(self._frozen, word[1], tx), tx)
-        report = self._office.report(self._frozen, tx)
-        if report.stopped != self._reported:
-            self._reported = report.stopped
-            tx.publish("cost_stopped", report)
-
-    def _look(self, tx: Transaction) -> bool:
-        """Compare rentals with who is online; tells whether anything has changed."""
-        if self._office is None:
-            return False
-        online = {m.name: m.device for m in self._fleet.machines(()) if m.rental is not None}
-        kinds = [
-            request.kind for row in self._waiting(tx)
-            if (request := LeaseRequest.model_validate_json(row["request"])).offer is not None and request.offer.paid
-        ]  # fmt: skip
-        changes = self._office.look(online, kinds, tx)
-        self._store_changes(changes, tx)
-        return bool(changes)
-
-    def _store_changes(self, changes: Iterable[tuple[Rental, Rental]], tx: Transaction) -> None:
-        for before, after in changes:
-            Rentals(tx.connection).save(after)
-            if after.state is not before.state:
-                self.changed(before, after, tx)
-            elif self._keeper is not None:
-                tx.after_commit(self._keeper.wake)
-
-    def now(self) -> datetime:
-        """Read the clock."""
-        return self.wiring.now()
-
-    def changed(self, before: Rental, after: Rental, tx: Transaction) -> None:
-        """Follow a rental into a new state."""
-        assert self._office is not None and self._keeper is not None
-        self.log.info(
-            "rental", rental=after.id, provider=after.provider, state=after.state.value, instance=after.instance,
-            reason=after.reason or None, fault=after.fault or None,
-        )  # fmt: skip
-        self._office.changed(before, after, tx)
-        self._tell_provider(after.provider, tx)
-        tx.after_commit(self._keeper.wake)
-        if after.state in (State.READY, State.GONE):
-            tx.timer("place", "", tx.now)
-
-    def billed(self, rental: Rental, tx: Transaction) -> None:
-        """Tell the cost monitor what a provider charges."""
-        assert self._office is not None
-        self._office.bill(rental, tx)
-
-    def _extended(self, answer: Answer, tx: Transaction) -> None:
-        assert self._office is not None
-        word = answer.error or answer.result
-        assert isinstance(word, LabError | Reservation)
-        self._office.extended(answer.key, word, tx)
-        if isinstance(word, Reservation):
-            self._hand_out(tx)
-
-    def _extend_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
-        Rentals(tx.connection).refuse(key, "")
-        self._hand_out(tx)
-
-    def orphan(self, instance: Instance, tx: Transaction) -> None:
-        """Tell that an instance runs which should not."""
-        self.log.error("orphan found", provider=instance.provider, instance=instance.id, tag=instance.tag)
-
-    def trouble(self, provider: str, error: ProviderError | None) -> None:
-        """Note how the last look at a provider went."""
-        if error is not None:
-            self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
-        self._trouble[provider] = "" if error is None else str(error)
-        with self.transaction() as tx:
-            self._tell_provider(provider, tx)
-
-    def _tell_provider(self, provider: str, tx: Transaction) -> None:
-        """Publish a paid provider's status where it has changed: slots are the machines that are rented there."""
-        rented = Rentals(tx.connection).living(provider)
-        leased = {lease.machine for lease in self._leases(tx).live()}
-        free = sum(1 for rental in rented if rental.state is State.READY and rental.machine not in leased)
-        trouble = self._trouble.get(provider, "")
-        status = ProviderStatus(
-            provider=provider, status="degraded" if trouble else "up", slots=len(rented), free=free, reason=trouble, at=tx.now
-        )
-        told = self._providers_told.get(provider)
-        if told is None or told.model_copy(update={"at": status.at}) != status:
-            self._providers_told[provider] = status
-            tx.publish("provider_status", status, provider=provider)
-
-    def _settled(self, answer: Answer, tx: Transaction) -> None:
-        self._answered(answer, tx)
-        if self._office is not None:
-            self._office.settled(answer.context["rental"], answer.context["since"], tx)
-
     def _answered(self, answer: Answer, tx: Transaction) -> None:
-        if answer.error is not None:
+        if answer.error is not None and answer.method != "budget.extend":
             self.log.error("refused", method=answer.method, job=answer.key, **of_error(answer.error))
+        if self._renting is not None:
+            self._renting.answered(answer, tx)
 
-    def _waiting(self, tx: Transaction, job: str | None = None) -> list[Any]:
+    def waiting(self, tx: Transaction, job: str | None = None) -> list[Any]:
         return tx.connection.execute("SELECT * FROM waiting WHERE ? IN (job, '')", (job or "",)).fetchall()
 
     def _answer_waiting(self, message: str, result: LeaseGrant | LabError, tx: Transaction) -> None:
         tx.reply(message, result)
         tx.connection.execute("DELETE FROM waiting WHERE message = ?", (message,))
-
-
-def _waiting(job: LeaseRequest) -> Waiting:
-    return Waiting(job.job, job.priority, job.submitted_at, job.memory_bytes, frozenset(job.avoid))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from agents.gpu_orchestrator.machine import Machine
+from protocol.machine import LeaseRequest
+
+AGING = timedelta(minutes=30)
+"""Urgent jobs that keep coming must not starve an ordinary one: after an hour it stands with the critical ones, and is older."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +24,21 @@ class Waiting:
     avoid: frozenset[str] = frozenset()
 
 
-def assign(waiting: Iterable[Waiting], machines: Sequence[Machine]) -> list[tuple[Waiting, str]]:
+def waiting(request: LeaseRequest) -> Waiting:
+    """Return a request as the queue sees it."""
+    return Waiting(request.job, request.priority, request.submitted_at, request.memory_bytes, frozenset(request.avoid))
+
+
+def rank(job: Waiting, now: datetime) -> tuple[int, datetime, str]:
+    """Return what jobs are ordered by: priority, which rises with the wait, then age."""
+    waited = max(timedelta(0), now - job.submitted_at)
+    return -(job.priority + waited // AGING), job.submitted_at, job.job
+
+
+def assign(waiting: Iterable[Waiting], machines: Sequence[Machine], now: datetime) -> list[tuple[Waiting, str]]:
     """Pair waiting jobs with machines that have a free slot and the memory.
 
-    Highest priority first, then the oldest. A job that fits nowhere now does not hold up those behind it. A job leaves the
+    Highest priority first, then the oldest; each AGING of waiting counts as one priority more. A job that fits nowhere now does not hold up those behind it. A job leaves the
     machines it avoids alone as long as another machine that could ever hold it is online.
 
     Returns:
@@ -31,7 +46,7 @@ def assign(waiting: Iterable[Waiting], machines: Sequence[Machine]) -> list[tupl
     """
     free = {machine.name: machine for machine in machines if machine.free > 0}
     pairs: list[tuple[Waiting, str]] = []
-    for job in sorted(waiting, key=lambda job: (-job.priority, job.submitted_at, job.job)):
+    for job in sorted(waiting, key=lambda job: rank(job, now)):
         able = {
             machine.name for machine in machines
             if machine.slots > 0 and machine.device is not None and machine.device.memory_bytes >= job.memory_bytes

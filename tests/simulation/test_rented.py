@@ -103,6 +103,17 @@ def test_the_next_cheapest_is_taken_when_the_cheapest_is_sold_out_just_now() -> 
     assert second["listing"]["id"] != first["listing"]["id"]
 
 
+def test_a_machine_whose_price_moved_between_listing_and_launch_is_not_kept() -> None:
+    def dearer(world: World) -> None:
+        cloud(world).stock["7001"].micros_per_hour *= 3
+
+    world = live(Plan(requests=(JOB,), sellers=VAST, trouble=10), (3.0, dearer))
+    assert states(world) == ["done"]
+    assert all(
+        rental["fault"] for rental in world.rentals if rental["price_micros_per_hour"] > rental["limit_micros_per_hour"]
+    )
+
+
 def test_a_job_waits_while_everything_is_sold_out_and_says_so() -> None:
     def sold_out(world: World) -> None:
         cloud(world).fail("launch", Wrong.SOLD_OUT, None)

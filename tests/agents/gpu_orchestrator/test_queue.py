@@ -1,7 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
 from agents.gpu_orchestrator.machine import Machine
-from agents.gpu_orchestrator.queue import Waiting, assign
+from agents.gpu_orchestrator.queue import AGING, Waiting, assign
 from protocol.machine import Device
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -16,13 +16,20 @@ def machine(name: str = "m1", slots: int = 1, free: int = 1, memory: int = 100, 
     return Machine(name, slots, free, device, memory if free_memory is None else free_memory)
 
 
-def pairs(waiting: list[Waiting], machines: list[Machine]) -> list[tuple[str, str]]:
-    return [(found.job, name) for found, name in assign(waiting, machines)]
+def pairs(waiting: list[Waiting], machines: list[Machine], now: datetime = NOON) -> list[tuple[str, str]]:
+    return [(found.job, name) for found, name in assign(waiting, machines, now)]
 
 
 def test_priority_comes_before_time_and_time_before_arrival():
     waiting = [job("new", after=9), job("old", after=1), job("urgent", priority=3, after=20)]
     assert pairs(waiting, [machine(slots=2, free=2)]) == [("urgent", "m1"), ("old", "m1")]
+
+
+def test_urgent_jobs_that_keep_coming_do_not_starve_an_ordinary_one():
+    hour = round(2 * AGING.total_seconds())
+    waiting = [job("ordinary"), job("urgent", priority=3, after=hour)]
+    assert pairs(waiting, [machine()], NOON + AGING) == [("urgent", "m1")]
+    assert pairs(waiting, [machine()], NOON + 2 * AGING) == [("ordinary", "m1")]
 
 
 def test_no_more_jobs_than_slots():

@@ -1,0 +1,288 @@
+"""The rented side of the orchestrator: machines of providers for jobs that wait for one, for as long as they are needed.
+
+A part of the agent, with its store, its fleet and its transactions: `office` decides, `keeper` speaks with the providers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from agents.gpu_orchestrator import queue
+from agents.gpu_orchestrator.clouds import Clouds
+from agents.gpu_orchestrator.fleet import Fleet
+from agents.gpu_orchestrator.market import history
+from agents.gpu_orchestrator.market.desk import Desk
+from agents.gpu_orchestrator.providers.provider import Instance, ProviderError
+from agents.gpu_orchestrator.rentals.keeper import Keeper
+from agents.gpu_orchestrator.rentals.office import Asking, Office
+from agents.gpu_orchestrator.rentals.rental import Rental, State
+from agents.gpu_orchestrator.rentals.store import Rentals
+from bus import Answer, Transaction, Wiring
+from bus.freeze import read_freeze
+from bus.lease import Leases
+from bus.redact import of_error
+from protocol import LabError, Topics, uuid7
+from protocol.machine import LeaseRequest, ProviderStatus, QuoteRequest
+from protocol.money import BudgetMode, Reservation, StoppedRental
+
+
+class Host(Protocol):
+    """What renting needs of the agent that it is a part of."""
+
+    log: Any
+    home: Path
+    topics: Topics
+    wiring: Wiring
+    timer_handlers: dict[str, Any]
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Open a transaction."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something until the agent ends."""
+
+    def watch(self, topic_filter: str, callback: Any) -> None:
+        """Be told what is published on a topic."""
+
+    def hand_out(self, tx: Transaction) -> None:
+        """Answer who can be answered now."""
+
+    def grant(self, job: LeaseRequest, machine: str, price: int, requests: Mapping[str, LeaseRequest], tx: Transaction) -> None:
+        """Lease a machine to a job."""
+
+    def waiting(self, tx: Transaction, job: str | None = None) -> list[Any]:
+        """Return the calls that wait for a machine."""
+
+
+class Renting:
+    """Rents machines, gives them to jobs, and ends them.
+
+    Args:
+        host: the agent.
+        clouds: what machines are rented with.
+        desk: what is for sale.
+        fleet: who is online.
+    """
+
+    def __init__(self, host: Host, clouds: Clouds, desk: Desk, fleet: Fleet) -> None:
+        self._host, self._desk, self._fleet, self._tick = host, desk, fleet, clouds.tick
+        self.log = host.log
+        self._trouble: dict[str, str] = {}
+        self._told: dict[str, ProviderStatus] = {}
+        self._by_bus: tuple[datetime | None, str] | None = None
+        self._by_file: tuple[datetime | None, str] | None = None
+        self._frozen: datetime | None = None
+        self._reported: list[StoppedRental] = []
+        prefix = self._prefix()
+        billing = frozenset(name for name, provider in clouds.providers.items() if provider.bills)
+        self._office = Office(
+            clouds.market or desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing
+        )
+        self._keeper = Keeper(
+            clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
+        )
+        host.timer_handlers["extend"] = self._extend_due
+        host.watch(host.topics.of("cost_mode"), self._mode_heard)
+
+    def _prefix(self) -> str:
+        """Return what this lab's tags begin with: its name, and what tells it from a lab of the same name elsewhere."""
+        with self.transaction() as tx:
+            tx.connection.execute("INSERT OR IGNORE INTO self VALUES ('mark', ?)", (uuid7()[-8:],))
+            mark = tx.connection.execute("SELECT value FROM self WHERE name = 'mark'").fetchone()[0]
+        return f"meetara-{self._host.topics.lab}-{mark}-"
+
+    def start(self) -> None:
+        """Take up the rentals that the last process left."""
+        with self.transaction() as tx:
+            for rental in Rentals(tx.connection).living():
+                if rental.provider not in self._keeper.providers:
+                    self.log.error("a machine costs money and its provider has no key", rental=rental.id, provider=rental.provider)
+        for name in self._keeper.providers:
+            self._host.spawn(self._keeper.keep(name))
+        self._host.spawn(self._keeper.keep_logins())
+        self._host.spawn(self._tend())
+
+    def tell_again(self, tx: Transaction) -> None:
+        """Tell a broker that has forgotten everything how providers are, and who may come in."""
+        self._told.clear()
+        for provider in self._keeper.providers:
+            self._tell_provider(provider, tx)
+        self._let_in(Rentals(tx.connection).living(), tx)
+
+    # jobs
+
+    def hand_out(self, jobs: Sequence[LeaseRequest], requests: Mapping[str, LeaseRequest], tx: Transaction) -> None:
+        """Give waiting jobs the rented machines of their kind, and rent more where that is too few."""
+        if not jobs or self._frozen is not None:
+            return
+        store, left = Rentals(tx.connection), {job.job: job for job in jobs}
+        for rental in store.living():
+            if rental.state is not State.READY:
+                continue
+            machines = [m for m in self._fleet.machines(Leases(tx.connection).live()) if m.name == rental.machine]
+            fitting = [job for job in left.values() if job.kind == rental.kind]
+            for waiting, machine in queue.assign(map(queue.waiting, fitting), machines, tx.now):
+                job = left.pop(waiting.job)
+                account = store.account(job.job)
+                assert account is not None and job.offer is not None
+                payer = store.payer(rental.id)
+                if payer is not None and payer.job == job.job and job.offer.gpu == rental.listing.gpu:
+                    history.begin(tx.connection, job.job, job.offer, rental.created_at)  # not of a machine that is warm
+                store.pays(rental, account, tx.now)
+                self._host.grant(job, machine, rental.price_micros_per_hour, requests, tx)
+                self._let_in([rental], tx)
+        askings = []
+        for job in left.values():
+            row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
+            if row is not None:
+                askings.append(Asking(job, QuoteRequest.model_validate_json(row["request"])))
+        self._office.settle(tx)  # who has handed a machine over
+        self._office.place(askings, tx)
+        tx.after_commit(self._keeper.wake)
+
+    def released(self, over: bool, tx: Transaction) -> None:
+        """A job has given back what it had; `over`: it has ended."""
+        if over:
+            self._office.settle(tx)
+        self.look(tx)
+
+    def answered(self, answer: Answer, tx: Transaction) -> None:
+        """Take in an answer of the cost monitor."""
+        if answer.method == "budget.settle":
+            self._office.settled(answer.context["rental"], answer.context["since"], tx)
+        elif answer.method == "budget.extend":
+            word = answer.error or answer.result
+            assert isinstance(word, LabError | Reservation)
+            self._office.extended(answer.key, word, tx)
+            if isinstance(word, Reservation):
+                self._host.hand_out(tx)
+
+    def _let_in(self, rentals: Sequence[Rental], tx: Transaction) -> None:
+        """Tell the broker for which jobs workers are in, once the leases are stored."""
+        tx.after_commit(lambda: self._keeper.admit(rentals))
+
+    async def _tend(self) -> None:
+        """Look after the rentals for ever: workers that came or went silent, money that runs out."""
+        while True:
+            await asyncio.sleep(self._tick)
+            with self.transaction() as tx:
+                freeze = read_freeze(self._host.home)
+                self._by_file = None if freeze is None else (freeze.at, freeze.note or f"the {freeze.period}'s budget is used up")
+                self._follow_freeze(tx)
+                if self.look(tx):
+                    self._host.hand_out(tx)
+
+    # the freeze
+
+    def _mode_heard(self, topic: str, payload: bytes) -> None:
+        """The cost monitor tells how paid work goes on; the stop file in the home says the same without the bus."""
+        try:
+            mode = BudgetMode.model_validate_json(payload) if payload else None
+        except ValidationError as error:
+            self.log.warning("not understood", topic=topic, **of_error(LabError.from_validation(error, "mode")))
+            return
+        self._desk.distrusted = mode.frozen_providers if mode is not None else {}
+        frozen = mode is not None and mode.mode == "frozen"
+        self._by_bus = (mode.at, f"the {mode.period}'s budget is used up") if mode is not None and frozen else None
+        with self.transaction() as tx:
+            self._follow_freeze(tx)
+
+    def _follow_freeze(self, tx: Transaction) -> None:
+        """End everything that is rented while there is a freeze, by the bus or by the file, and rent nothing more."""
+        word = self._by_file or self._by_bus
+        if word is None:
+            if self._frozen is not None:
+                self._frozen = None
+                self.log.info("paid work goes on")
+                self._host.hand_out(tx)
+            return
+        if self._frozen is None:
+            self._frozen = word[0] or tx.now
+            self.log.warning("paid work is frozen", reason=word[1])
+        self._store_changes(self._office.freeze(self._frozen, word[1], tx), tx)
+        report = self._office.report(self._frozen, tx)
+        if report.stopped != self._reported:
+            self._reported = report.stopped
+            tx.publish("cost_stopped", report)
+
+    def look(self, tx: Transaction) -> bool:
+        """Compare rentals with who is online; tells whether anything has changed."""
+        online = {m.name: m.device for m in self._fleet.machines(()) if m.rental is not None}
+        kinds = [
+            request.kind for row in self._host.waiting(tx)
+            if (request := LeaseRequest.model_validate_json(row["request"])).offer is not None and request.offer.paid
+        ]  # fmt: skip
+        changes = self._office.look(online, kinds, tx)
+        self._store_changes(changes, tx)
+        return bool(changes)
+
+    def _store_changes(self, changes: Iterable[tuple[Rental, Rental]], tx: Transaction) -> None:
+        for before, after in changes:
+            Rentals(tx.connection).save(after)
+            if after.state is not before.state:
+                self.changed(before, after, tx)
+            else:
+                tx.after_commit(self._keeper.wake)
+
+    # what the keeper asks and tells
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """Open a transaction."""
+        return self._host.transaction()
+
+    def now(self) -> datetime:
+        """Read the clock."""
+        return self._host.wiring.now()
+
+    def changed(self, before: Rental, after: Rental, tx: Transaction) -> None:
+        """Follow a rental into a new state."""
+        self.log.info(
+            "rental", rental=after.id, provider=after.provider, state=after.state.value, instance=after.instance,
+            reason=after.reason or None, fault=after.fault or None,
+        )  # fmt: skip
+        self._office.changed(before, after, tx)
+        self._tell_provider(after.provider, tx)
+        tx.after_commit(self._keeper.wake)
+        if after.state in (State.READY, State.GONE):
+            tx.timer("place", "", tx.now)
+
+    def billed(self, rental: Rental, tx: Transaction) -> None:
+        """Tell the cost monitor what a provider charges."""
+        self._office.bill(rental, tx)
+
+    def _extend_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
+        Rentals(tx.connection).refuse(key, "")
+        self._host.hand_out(tx)
+
+    def orphan(self, instance: Instance, tx: Transaction) -> None:
+        """Tell that an instance runs which should not."""
+        self.log.error("orphan found", provider=instance.provider, instance=instance.id, tag=instance.tag)
+
+    def trouble(self, provider: str, error: ProviderError | None) -> None:
+        """Note how the last look at a provider went."""
+        if error is not None:
+            self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
+        self._trouble[provider] = "" if error is None else str(error)
+        with self.transaction() as tx:
+            self._tell_provider(provider, tx)
+
+    def _tell_provider(self, provider: str, tx: Transaction) -> None:
+        """Publish a paid provider's status where it has changed: slots are the machines that are rented there."""
+        rented = Rentals(tx.connection).living(provider)
+        leased = {lease.machine for lease in Leases(tx.connection).live()}
+        free = sum(1 for rental in rented if rental.state is State.READY and rental.machine not in leased)
+        trouble = self._trouble.get(provider, "")
+        status = ProviderStatus(
+            provider=provider, status="degraded" if trouble else "up", slots=len(rented), free=free, reason=trouble, at=tx.now
+        )
+        told = self._told.get(provider)
+        if told is None or told.model_copy(update={"at": status.at}) != status:
+            self._told[provider] = status
+            tx.publish("provider_status", status, provider=provider)
