@@ -115,6 +115,6 @@ def _reports(job: str) -> list[Report]:
     gates = {name: Gate(value=1.0, threshold=1.0, ok=True) for name in ("quality_percent", "size", "kl", "load_ms")}
     told: list[Report] = []
     for stage in Stage:
-        told.append(Report(job=job, fence=1, kind="stage_started", stage=stage))
-        told.append(Report(job=job, fence=1, kind="stage_done", stage=stage, seconds=1.0, results=RESULTS))
-    return [*told, Report(job=job, fence=1, kind="done", artefacts=[artefact], gates=gates, results=RESULTS)]
+        told.append(Report(job=job, lease=f"{job}:lease", fence=1, kind="stage_started", stage=stage))
+        told.append(Report(job=job, lease=f"{job}:lease", fence=1, kind="stage_done", stage=stage, seconds=1.0, results=RESULTS))
+    return [*told, Report(job=job, lease=f"{job}:lease", fence=1, kind="done", artefacts=[artefact], gates=gates, results=RESULTS)]

@@ -12,6 +12,6 @@ A module that a stage is named after holds the stage. Where to look:
 - gates and proof: validate, subject, measure, gates, fidelity, distance, tensors, footprint, gguf_header
 - programs behind commands: proof (`validate`), compare (`quantize`), talk (`chat`), doctor, toolchain, gc
 - llama.cpp: llama
-- machines elsewhere, and the store that all reach: staging, store
+- machines elsewhere, and the store that all reach: staging, store, pace
 - finished models: publish, card, front_matter, curves, cache, fingerprint, hashes, storage
 """
