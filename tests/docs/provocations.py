@@ -532,8 +532,7 @@ def changed(ground: Ground) -> str:
 
 
 def no_package(ground: Ground) -> str:
-    ground.patch.setitem(sys.modules, "s3fs", None)
-    return error_of(lambda: dataset.read("s3://bucket/sleep.jsonl"))
+    return error_of(lambda: dataset.read("gs://bucket/sleep.jsonl"))
 
 
 def no_hub(ground: Ground) -> str:

@@ -262,7 +262,7 @@ def test_at_95_percent_running_jobs_are_saved_and_their_machines_gone_within_a_m
         world.at(world.now + 0.5, lambda: watch(world))
 
     jobs = tuple(Request(paid=True, long=True, cancel=3000) for _ in range(3))
-    world = Life(Plan(requests=jobs, sellers=VAST, cap_usd=1000.0, trouble=3000))
+    world = Life(Plan(requests=jobs, sellers=(Seller("runpod"),), cap_usd=1000.0, trouble=3000))
     world.upon("train", 0.4, lower)
     world.run()
     assert at["gone"] - at["frozen"] < 60
