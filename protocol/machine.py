@@ -66,6 +66,7 @@ class Listing(Strict):
     region: str = ""
     spot: bool = False
     secure: bool = Field(default=True, description="false: a stranger's machine, which gets no private data")
+    single: bool = Field(default=False, description="one machine, which can be rented once; else a type of which there are more")
     price_micros_per_hour: int | None = Field(description="None: not known, so never chosen unattended")
     disk_micros_per_gb_hour: int = 0
     egress_micros_per_gb: int = 0
@@ -172,6 +173,7 @@ class LeaseRequest(Strict):
     memory_bytes: int
     avoid: list[str] = Field(default_factory=list, description="machines on which this job failed")
     offer: Offer | None = Field(default=None, description="the choice of the quote; None: a local slot")
+    limit_micros: int | None = Field(default=None, description="most that the job may ever cost; null: no such limit")
     kind: str = Field(default="", description="base and tier: jobs of the same kind share a warm machine")
     domain: str = ""
 
@@ -199,6 +201,7 @@ class LeaseRelease(Strict):
     job: str
     lease: str | None = None
     over: bool = Field(default=False, description="the job has ended: a rented machine's cost is settled then")
+    reservation: str | None = Field(default=None, description="what is set aside for rented machines; null: nothing")
     done: bool = Field(default=False, description="the job is done: what it took corrects later quotes")
 
 

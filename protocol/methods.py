@@ -63,7 +63,7 @@ TABLE: tuple[Method, ...] = (
     Method("budget.reserve", "cost_monitor", money.ReserveRequest, money.Reservation, None),
     Method("budget.settle", "cost_monitor", money.SettleRequest, job.Empty, None),
     Method("budget.release", "cost_monitor", money.ReleaseRequest, job.Empty, None),
-    Method("budget.extend", "cost_monitor", money.ExtendRequest, money.Reservation, None),
+    Method("budget.extend", "cost_monitor", money.ExtendRequest, money.Reservation, None, repeatable=True),
     Method("budget.bill", "cost_monitor", money.BillRequest, money.BillReport, None),
     Method("budget.report", "cost_monitor", job.Empty, money.BudgetReport, repeatable=True),
     Method("budget.entries", "cost_monitor", money.EntriesQuery, money.EntryPage, repeatable=True),

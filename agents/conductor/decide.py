@@ -328,6 +328,7 @@ def provision(decision: Decision) -> None:
             job=record.job, reservation=record.reservation, priority=record.request.priority,
             submitted_at=record.submitted_at, memory_bytes=record.plan.memory_bytes, avoid=record.avoid,
             offer=record.offer, kind=f"{record.route.base} {record.route.tier}", domain=record.route.domain,
+            limit_micros=limit(record) if record.offer is not None and record.offer.paid else None,
         ),
         f":{decision.record.attempt}",
     )  # fmt: skip
@@ -516,11 +517,12 @@ def finish(
             )
         else:
             decision.call("budget.release", ReleaseRequest(reservation=record.reservation, job=record.job))
+    aside = record.reservation if rents else None
     if lease is not None:
-        back = LeaseRelease(job=record.job, lease=lease.lease, over=True, done=state == "done")
+        back = LeaseRelease(job=record.job, lease=lease.lease, over=True, reservation=aside, done=state == "done")
         decision.call("lease.release", back, f":{lease.lease}")
     elif waiting or (rents and record.reservation is not None):
-        decision.call("lease.release", LeaseRelease(job=record.job, over=True), f":queue:{record.attempt}")
+        decision.call("lease.release", LeaseRelease(job=record.job, over=True, reservation=aside), f":queue:{record.attempt}")
     decision.timers |= {"resume": None, "stop": None}
 
 

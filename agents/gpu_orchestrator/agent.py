@@ -86,7 +86,7 @@ class GpuOrchestratorAgent(BaseAgent):
     ) -> None:  # fmt: skip
         """Make the agent; `sellers` are asked what they sell, of `clouds` it can be rented, too. None: those of `clouds`."""
         self._configs = configs or load()  # before the store is opened: a bad value must leave nothing behind
-        rents = clouds.providers if clouds is not None else {}
+        rents = clouds.providers if clouds is not None and not clouds.closed else {}
         self._desk = Desk(self._configs, rents if sellers is None else sellers, rents)
         super().__init__(wiring)
         self._desk.history = history.read(self.store.connection)
@@ -118,6 +118,10 @@ class GpuOrchestratorAgent(BaseAgent):
             self._tell(tx)
         if self._renting is not None:
             self._renting.start()
+        else:
+            with self.transaction() as tx:
+                for rental in Rentals(tx.connection).living():
+                    self.log.error("a machine costs money and no key is set", rental=rental.id, provider=rental.provider, tag=rental.tag)
         self.spawn(self._desk.keep_fresh(self._listed))
 
     def broker_forgot(self) -> None:
@@ -249,7 +253,7 @@ class GpuOrchestratorAgent(BaseAgent):
             for row in self.waiting(tx, request.job):
                 self._answer_waiting(row["message"], gone, tx)
         if request.over:
-            Rentals(tx.connection).end_account(request.job)
+            Rentals(tx.connection).end_account(request.job, request.reservation)
         self._worked(request.job, request.done, tx)
         if self._renting is not None:
             self._renting.released(request.over, tx)
@@ -269,7 +273,10 @@ class GpuOrchestratorAgent(BaseAgent):
             self.log.warning("lease lost", job=lease.job, machine=lease.machine, fence=lease.fence)
             tx.cancel_timer("lease", lease.job)
             self._worked(lease.job, False, tx)
-            lost = LeaseLost(job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine)
+            rented = rental_of(lease.machine) is not None  # it may have been taken away, and its provider has not noticed
+            lost = LeaseLost(
+                job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine, counts=not rented
+            )
             tx.call("lease.lost", lost, key=lease.job, id=f"{lease.lease}:lost")
         rest = leases.of(key)
         if rest is not None:  # it was renewed in the meantime
@@ -290,6 +297,8 @@ class GpuOrchestratorAgent(BaseAgent):
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         self._leases(tx).shift(seconds)
         history.shift(tx.connection, seconds)
+        if self._renting is not None:
+            self._renting.clock_was_set(seconds, tx)
 
     def _extend(self, tx: Transaction) -> None:
         for lease in self._leases(tx).grace(tx.now):

@@ -37,6 +37,7 @@ class Clouds:
         market: what is for sale; None: the agent's own, by the providers' lists.
         limits: how long things may take.
         tick: seconds between two looks at the rentals.
+        closed: why nothing more is rented; empty: it is. What is rented already is kept, billed and ended all the same.
     """
 
     providers: Mapping[str, Provider]
@@ -45,6 +46,7 @@ class Clouds:
     market: Market | None = None
     limits: Limits = field(default_factory=Limits)
     tick: float = TICK
+    closed: str = ""
 
 
 def given(environment: Mapping[str, str]) -> dict[str, str]:
@@ -72,7 +74,9 @@ def open_sellers(environment: Mapping[str, str]) -> dict[str, Provider]:
 
 
 def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]) -> Clouds | None:
-    """Return what can be rented with the keys in the environment; None: nothing, and the log says why if there is a key.
+    """Return what can be rented with the keys in the environment; None: no key is set.
+
+    Where something else is missing nothing more is rented, and the log says what; what is rented already is looked after.
 
     Raises:
         LabError: CONFIGURATION; a key or an address cannot be one.
@@ -85,19 +89,17 @@ def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]
     missing = [
         variable for name, variable in NEEDED.items() if getattr(settings, name) is None and not (near and name == "store")
     ]
+    closed = ""
     if missing:
-        structlog.get_logger().warning(
-            "nothing is rented", keys=sorted(keys), reason=f"{', '.join(missing)} not set: workers could not reach this lab or its data"
-        )
-        return None
-    assert settings.public is not None and settings.worker_image is not None
+        closed = f"nothing is rented: {', '.join(missing)} not set, so workers could not reach this lab or its data."
+        structlog.get_logger().warning("nothing is rented", keys=sorted(keys), reason=closed)
     authority = wiring.home / "certs" / f"{certs.AUTHORITY}.pem"
     entrance = admission.Admission(
-        wiring.broker, settings.public, wiring.lab, authority if authority.exists() else None, given(environment)
+        wiring.broker, settings.public or "", wiring.lab, authority if authority.exists() else None, given(environment)
     )
     terms = configs.providers.rented
     limits = Limits(
         setup=timedelta(seconds=terms.provisioning_seconds), boot=timedelta(seconds=terms.boot_seconds),
         idle=timedelta(seconds=terms.idle_seconds),
     )  # fmt: skip
-    return Clouds(open_providers(keys), entrance, settings.worker_image, limits=limits)
+    return Clouds(open_providers(keys), entrance, settings.worker_image or "", limits=limits, closed=closed)

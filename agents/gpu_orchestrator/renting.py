@@ -83,8 +83,9 @@ class Renting:
         prefix = self._prefix()
         billing = frozenset(name for name, provider in clouds.providers.items() if provider.bills)
         self._office = Office(
-            clouds.market or desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing
-        )
+            clouds.market or desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing,
+            frozenset(clouds.providers), clouds.closed,
+        )  # fmt: skip
         self._keeper = Keeper(
             clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
         )
@@ -122,12 +123,18 @@ class Renting:
         """Give waiting jobs the rented machines of their kind, and rent more where that is too few."""
         if not jobs or self._frozen is not None:
             return
-        store, left = Rentals(tx.connection), {job.job: job for job in jobs}
+        store = Rentals(tx.connection)
+        askings = {}
+        for job in jobs:
+            row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
+            if row is not None:
+                askings[job.job] = Asking(job, QuoteRequest.model_validate_json(row["request"]))
+        left = {name: asking.request for name, asking in askings.items()}
         for rental in store.living():
             if rental.state is not State.READY:
                 continue
             machines = [m for m in self._fleet.machines(Leases(tx.connection).live()) if m.name == rental.machine]
-            fitting = [job for job in left.values() if job.kind == rental.kind]
+            fitting = [job for job in left.values() if job.kind == rental.kind and askings[job.job].accepts(rental)]
             for waiting, machine in queue.assign(map(queue.waiting, fitting), machines, tx.now):
                 job = left.pop(waiting.job)
                 account = store.account(job.job)
@@ -137,14 +144,10 @@ class Renting:
                     history.begin(tx.connection, job.job, job.offer, rental.created_at)  # not of a machine that is warm
                 store.pays(rental, account, tx.now)
                 self._host.grant(job, machine, rental.price_micros_per_hour, requests, tx)
+                self._office.granted(askings[job.job], rental, tx.now)
                 self._let_in([rental], tx)
-        askings = []
-        for job in left.values():
-            row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
-            if row is not None:
-                askings.append(Asking(job, QuoteRequest.model_validate_json(row["request"])))
         self._office.settle(tx)  # who has handed a machine over
-        self._office.place(askings, tx)
+        self._office.place([askings[name] for name in left], tx)
         tx.after_commit(self._keeper.wake)
 
     def released(self, over: bool, tx: Transaction) -> None:
@@ -178,6 +181,10 @@ class Renting:
                 self._follow_freeze(tx)
                 if self.look(tx):
                     self._host.hand_out(tx)
+
+    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
+        """Follow the wall clock."""
+        self._office.clock_was_set(seconds, tx)
 
     # the freeze
 

@@ -161,5 +161,5 @@ class Gate:
     async def dismiss(self, worker: str) -> None:
         pass
 
-    async def strangers(self, living: Iterable[str]) -> set[str]:
+    async def admitted(self) -> set[str]:
         return set()

@@ -243,7 +243,7 @@ class Vast:
             provider=self.name, id=str(ask.id), gpu=gpu_name(ask.gpu_name, int(ask.gpu_ram * 2**20)), gpus=ask.num_gpus,
             gpu_memory_bytes=int(ask.gpu_ram * 2**20), cores=int(ask.cpu_cores_effective),
             memory_bytes=int(ask.cpu_ram * share * 2**20),  # cpu_ram is of the whole host, of which the ask is a part
-            disk_bytes=int(ask.disk_space * 10**9), region=ask.geolocation or "", secure=False,
+            disk_bytes=int(ask.disk_space * 10**9), region=ask.geolocation or "", secure=False, single=True,
             price_micros_per_hour=micros(ask.dph_base), disk_micros_per_gb_hour=micros(ask.storage_cost, per=HOURS_PER_MONTH),
             egress_micros_per_gb=micros(ask.inet_up_cost), seen_at=self._api.clock(),
         )  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 from agents.gpu_orchestrator.rentals.rental import Rental
 from bus import BrokerAddress, workers
 from bus.workers import Token
-from protocol.access import rental_of
 
 BROKER = "MEETARA_BROKER"
 """Environment of a worker: where the lab's broker is, as it is seen from outside."""
@@ -58,11 +57,10 @@ class Admission:
         """
         await workers.dismiss(self._control, worker, self._lab)
 
-    async def strangers(self, living: Iterable[str]) -> set[str]:
-        """Return workers that are let in although their rental is not among the living ones.
+    async def admitted(self) -> set[str]:
+        """Return the names of all workers that are let in.
 
         Raises:
             LabError: UNREACHABLE: the broker does not answer.
         """
-        known = set(living)
-        return {name for name in await workers.admitted(self._control) if rental_of(name) not in known}
+        return await workers.admitted(self._control)

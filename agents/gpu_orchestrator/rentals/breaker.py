@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from protocol.machine import Listing
@@ -47,6 +47,10 @@ class Breaker:
             if trouble is not None and now < trouble.until:
                 return f"{trouble.reason} (tried again from {trouble.until:%H:%M:%S} UTC on)"
         return None
+
+    def shift(self, by: timedelta) -> None:
+        """Follow the wall clock, which was set."""
+        self._trouble = {key: replace(trouble, until=trouble.until + by) for key, trouble in self._trouble.items()}
 
     def next(self, now: datetime) -> datetime | None:
         """Return when the first open circuit may be tried again."""

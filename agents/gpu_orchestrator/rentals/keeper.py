@@ -7,6 +7,7 @@ rental as it is then. A process that was killed at any moment goes on from what 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import Transaction
 from bus.lease import Leases
+from bus.store import passing
 from protocol import LabError
 
 TICK = 1.0
@@ -66,8 +68,8 @@ class Admission(Protocol):
     async def dismiss(self, worker: str) -> None:
         """End a worker's login."""
 
-    async def strangers(self, living: Iterable[str]) -> set[str]:
-        """Return workers that are let in without a living rental."""
+    async def admitted(self) -> set[str]:
+        """Return the names of all workers that are let in."""
 
 
 class Keeper:
@@ -102,24 +104,43 @@ class Keeper:
         """Keep one provider's rentals, for ever."""
         provider = self.providers[name]
         reaped: datetime | None = None
+        reaping: asyncio.Task[None] | None = None
         try:
             while True:
                 self._wake[name].clear()
-                for rental in self._due(name):
+                try:
+                    due = self._due(name)
+                except sqlite3.OperationalError as error:
+                    if not passing(error):
+                        raise
+                    self._books.log.warning("the store takes nothing now", reason=str(error))
+                    due = []
+                for rental in due:
                     if rental.id not in self._flying:
                         self._flying[rental.id] = asyncio.create_task(self._act(provider, rental))
                 now = self._books.now()
-                if reaped is None or not timedelta(0) <= now - reaped < self._reap:
-                    reaped = now
-                    await self.reap(provider)
+                if reaping is None and (reaped is None or not timedelta(0) <= now - reaped < self._reap):
+                    reaped, reaping = now, asyncio.create_task(self.reap(provider))  # apart: a list may hang
+                if reaping is not None and reaping.done():
+                    self._over(reaping)
+                    reaping = None
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake[name].wait(), self._tick)
         finally:
-            mine = [task for task in self._flying.values() if not task.done()]
+            mine = [task for task in (*self._flying.values(), reaping) if task is not None and not task.done()]
             for task in mine:
                 task.cancel()
             await asyncio.gather(*mine, return_exceptions=True)
             await provider.close()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Look at how a task ended: a store that is full or locked is tried again, anything else ends the agent."""
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        if not passing(error):
+            raise error
+        self._books.log.warning("the store takes nothing now", reason=str(error))
 
     def _due(self, name: str) -> list[Rental]:
         """Let time pass for all rentals of a provider; returns those for which a call is due."""
@@ -141,9 +162,14 @@ class Keeper:
                 await self._ask_bill(provider, rental)
             elif act is not None:
                 await self._look(provider, rental, act)
+            self._wake[rental.provider].set()
+        except sqlite3.OperationalError as error:
+            if not passing(error):
+                raise
+            self._books.log.warning("the store takes nothing now", rental=rental.id, reason=str(error))
+            await asyncio.sleep(self._tick)  # the same call again at once would be refused again
         finally:
             self._flying.pop(rental.id, None)
-            self._wake[rental.provider].set()
 
     async def _launch(self, provider: Provider, rental: Rental) -> None:
         try:
@@ -204,7 +230,7 @@ class Keeper:
         if after == before:
             return after
         store.save(after)
-        if after.billed_micros != before.billed_micros or (before.bill_at and not after.bill_at and after.billed_micros is None):
+        if life.tells(before, after):
             self._books.billed(after, tx)
         if after.state is not before.state:
             self._books.changed(before, after, tx)
@@ -237,33 +263,47 @@ class Keeper:
                     with self._books.transaction() as tx:
                         rental = Rentals(tx.connection).of(id)
                     self._logins.discard(id)
-                    if rental is not None and rental.state in (State.BOOTING, State.READY, State.LEAVING):
+                    if rental is not None and rental.state in (State.UNCERTAIN, State.BOOTING, State.READY, State.LEAVING):
                         self._logins.add(id)
                         await self._admit(rental)
                         self._logins.discard(id)
                 if looked is None or not timedelta(0) <= now - looked < self._reap or self._untidy:
+                    workers = await self._admission.admitted()  # asked first: who is let in from now on is not among them
                     with self._books.transaction() as tx:
-                        living = [rental.id for rental in Rentals(tx.connection).living()]
-                    for worker in await self._admission.strangers(living):
+                        living = {rental.machine for rental in Rentals(tx.connection).living()}
+                    for worker in workers - living:
                         await self._admission.dismiss(worker)
                     self._untidy, looked = False, now
             await asyncio.sleep(self._tick)
 
     async def reap(self, provider: Provider) -> None:
         """Compare a provider's instances with the books: what nobody knows, or what should be gone, is terminated."""
+        asked_at = self._books.now()
         try:
             listed: Sequence[Instance] = await provider.list(self._prefix)
         except ProviderError as error:
             self._books.trouble(provider.name, error)
             return
         self._books.trouble(provider.name, None)
+        twins: list[Instance] = []
         with self._books.transaction() as tx:
             store, now = Rentals(tx.connection), self._books.now()
-            known = {rental.tag for rental in store.living(provider.name)}
+            known = {rental.tag: rental.instance for rental in store.living(provider.name)}
             for instance in listed:
-                if instance.phase is Phase.GONE or instance.tag in known or not instance.tag.startswith(self._prefix):
+                if instance.phase is Phase.GONE or not instance.tag.startswith(self._prefix):
+                    continue
+                if instance.tag in known:
+                    if known[instance.tag] not in (None, instance.id):  # one launch has made two
+                        twins.append(instance)
                     continue
                 before = store.of(instance.tag.removeprefix(self._prefix))
+                if before is not None and before.ended_at is not None and before.ended_at >= asked_at:
+                    continue  # the list is older than its end
                 after = life.orphan(instance, before, instance.tag.removeprefix(self._prefix), now)
                 self._books.orphan(instance, tx)
                 self._store(store, before or after.into(State.GONE, now), after, tx)
+        for instance in twins:
+            try:
+                await provider.terminate(instance.id)
+            except ProviderError as error:
+                self._books.trouble(provider.name, error)  # the next look finds it again

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from agents.gpu_orchestrator.providers.provider import Instance, Phase, ProviderError, RateLimited
+from agents.gpu_orchestrator.rentals import meter
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from protocol.access import worker_name
 from protocol.machine import Device, Listing
@@ -24,6 +25,7 @@ class Limits:
 
     Attributes:
         setup: what a quote counts for setting a machine up, which jobs that share one need once.
+        order: from the decision until the provider is asked; then another machine is looked for.
         boot: from launch until the worker must be online; images of some GB and slow hosts take minutes.
         idle: a ready machine that nobody wants is kept so long, for a request that is being quoted just now.
         leave: how long jobs may save before the machine is terminated all the same.
@@ -39,6 +41,7 @@ class Limits:
     """
 
     setup: timedelta = timedelta(minutes=10)
+    order: timedelta = timedelta(minutes=5)
     boot: timedelta = timedelta(minutes=15)
     idle: timedelta = timedelta(seconds=60)
     leave: timedelta = timedelta(seconds=20)
@@ -89,6 +92,10 @@ def due(rental: Rental, now: datetime) -> Act | None:
 def passed(rental: Rental, now: datetime, limits: Limits) -> Rental:
     """Return what time alone makes of a rental."""
     age = now - rental.state_at
+    if rental.state is State.ORDERED and age > limits.order:
+        return ending(rental, now, rental.error or "it could not be ordered", fault="it could not be ordered")
+    if rental.state is State.UNCERTAIN and age > limits.boot:
+        return ending(rental, now, "what came of its launch was not told in time", fault="its launch was not answered")
     if rental.state is State.BOOTING and age > limits.boot:
         minutes = limits.boot.total_seconds() / 60
         return ending(rental, now, f"its worker did not come within {minutes:g} minutes", fault="it did not boot")
@@ -126,7 +133,7 @@ def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits) 
     if rental.state is State.GONE:
         return rental
     known = {"instance": instance.id, "missed_at": None, "failures": 0, "error": ""}
-    if instance.price_micros_per_hour is not None:
+    if instance.price_micros_per_hour:  # a price of nothing is none
         known["price_micros_per_hour"] = instance.price_micros_per_hour
     rental = rental.model_copy(update=known)
     if rental.state is State.UNCERTAIN:
@@ -226,6 +233,36 @@ def billed(rental: Rental, micros: int | None, now: datetime, limits: Limits) ->
     )
 
 
+def tells(before: Rental, after: Rental) -> bool:
+    """Tell whether a bill is to be told now: it has changed and is not far below the own meter, or it is the last word.
+
+    Vendors count in hours and days: a bill that is told too soon is too low, and what it would free is spent by others.
+    """
+    if after.state is not State.GONE or after.ended_at is None:
+        return False
+    if before.bill_at is not None and after.bill_at is None:
+        return True
+    own = meter.reading(after, after.ended_at)
+    return after.billed_micros != before.billed_micros and (after.billed_micros or 0) >= own * WHOLE
+
+
+WHOLE = 0.9
+"""Share of the own meter from which on a bill counts as a whole one; the own meter runs longer than the provider's."""
+
+
+def shifted(rental: Rental, seconds: float) -> Rental:
+    """Return a rental as if all had happened so much later: the wall clock was set.
+
+    The meter follows a clock that was set back, which would stand still else. It does not follow one set ahead: a machine that
+    slept looks the same, and its rentals went on costing.
+    """
+    names = ["state_at", "quiet_since", "missed_at", "next_at", "bill_at"]
+    if seconds < 0:
+        names += ["created_at", "metered_from", "ended_at"]
+    by = timedelta(seconds=seconds)
+    return rental.model_copy(update={name: old + by for name in names if (old := getattr(rental, name)) is not None})
+
+
 def refused(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:
     """Take in that a launch failed: one that surely did nothing is over and cost nothing, of any other a trace is looked for."""
     if not error.sure or rental.state is State.GONE:
@@ -243,7 +280,9 @@ def failed(rental: Rental, error: ProviderError, now: datetime, limits: Limits) 
     pause = min(first * 2**rental.failures, longest)
     if isinstance(error, RateLimited):
         pause = max(pause, timedelta(seconds=error.retry_after))
-    return rental.model_copy(update={"failures": rental.failures + 1, "next_at": now + pause, "error": str(error)})
+    over = rental.state is State.GONE and rental.ended_at is not None and now - rental.ended_at > limits.bills
+    more = {"bill_at": None} if over else {}
+    return rental.model_copy(update={"failures": rental.failures + 1, "next_at": now + pause, "error": str(error), **more})
 
 
 def lie(rental: Rental, device: Device | None) -> str | None:

@@ -55,6 +55,8 @@ EARLY = timedelta(seconds=60)
 OVERRUN = 4
 """How many times the quoted reservation a job may need in all, with what it lost with machines that were taken away: a run that
 needs more was quoted wrongly or never ends."""
+UNTOLD = 300.0
+"""Seconds for which a machine counts as taken by a job that an earlier process of this agent has put there."""
 SILENT = timedelta(seconds=60)
 """A ready machine whose worker has been offline for so long is ended: two lease lives, so no short break of a line."""
 STRICT = (AuthFailed.__name__, QuotaExceeded.__name__)
@@ -82,7 +84,21 @@ class Asking:
         return Wish(
             self.request.job, self.request.kind, offer.provider, self.request.priority, self.request.submitted_at,
             max(0.0, offer.seconds_p50 - setup.total_seconds()),
+            (self.quote.untrusted_hosts, tuple(sorted(self.quote.providers or ())), self.quote.checkpoints), self.accepts,
         )  # fmt: skip
+
+    def accepts(self, rental: Rental) -> bool:
+        """Tell whether the job may run on a machine that was rented for another one."""
+        offer, listing, named = self.request.offer, rental.listing, self.quote.providers
+        assert offer is not None
+        return (
+            (listing.secure or self.quote.untrusted_hosts)
+            and (named is None or rental.provider in [name.lower() for name in named])
+            and (not listing.spot or self.quote.checkpoints != "machine")
+            and rental.price_micros_per_hour <= offer.price_micros_per_hour * DEARER
+            and (not listing.memory_bytes or listing.memory_bytes >= self.request.memory_bytes)
+            and rental.machine not in self.request.avoid
+        )
 
 
 class Office:
@@ -94,18 +110,21 @@ class Office:
         tokens: makes the token of a rental's worker, from its id and its provider.
         prefix: what the tags of this lab's instances begin with.
         billing: providers that tell what they have charged.
+        known: providers with a key.
+        closed: why nothing is rented; what is rented already is looked after all the same.
     """
 
     def __init__(
         self, market: Market, names: Callable[[], str], tokens: Callable[[str, str], str], prefix: str, limits: Limits,
-        billing: frozenset[str],
+        billing: frozenset[str], known: frozenset[str], closed: str = "",
     ) -> None:  # fmt: skip
         self.breaker = Breaker()
         self._market, self._names, self._tokens, self._prefix, self._limits = market, names, tokens, prefix, limits
-        self._billing = billing
+        self._billing, self._known, self._closed = billing, known, closed
         self._offline: dict[str, datetime] = {}
         self._told: dict[str, str] = {}
         self._dear: dict[str, datetime] = {}
+        self._until: dict[str, datetime] = {}
 
     # renting
 
@@ -120,7 +139,7 @@ class Office:
             asking = askings[wish.job]
             account = store.account(wish.job)
             assert account is not None
-            reason = self._rent(asking, account, store, tx)
+            reason = self._closed or self._rent(asking, account, store, tx)
             if reason is not None:
                 self._delay(wish.job, reason, tx)
                 tx.timer("place", "", min(self.breaker.next(tx.now) or tx.now + RETRY, tx.now + RETRY))
@@ -132,15 +151,17 @@ class Office:
         spent = store.spent(account.job, tx.now)
         left = account.reserved_micros - spent
         shunned = store.shunned()
-        taken = {(rental.provider, rental.listing.id) for rental in store.living() if not rental.listing.secure}
+        taken = {(rental.provider, rental.listing.id) for rental in store.living() if rental.listing.single}
         reasons: dict[str, str] = {}
         needed: int | None = None
         hope = False
-        budget = asking.quote.budget_usd
-        most = math.floor(agreed.reservation_micros * DEARER) if budget is None else math.floor(budget * 1_000_000) - spent
+        limit = asking.request.limit_micros  # what was approved, or the request's own budget
+        most = math.floor(agreed.reservation_micros * DEARER) if limit is None else limit - spent
         for offer, listing in self._market.ranked(asking.quote, tx.now):
             key = (listing.provider, listing.id)
             why = shunned.get(key)
+            if why is None and listing.memory_bytes and listing.memory_bytes < asking.request.memory_bytes:
+                why = "it has less memory than the job needs"
             if why is None and offer.reservation_micros > most:
                 why = f"it needs {dollars(offer.reservation_micros)}, at most {dollars(most)} may be spent instead of what was quoted"
             hope = hope or why is None
@@ -213,8 +234,15 @@ class Office:
             tx.call("lease.delay", LeaseDelay(job=job, reason=reason), key=job)
 
     def _remaining(self, rental: Rental, leases: Iterable[Lease], now: datetime) -> float:
-        """Seconds for which a machine is taken; what a running job still needs is not known here, half of it is likely."""
-        return sum(300.0 for lease in leases if lease.machine == rental.machine)
+        """Return the seconds for which a machine is taken by the job that runs there."""
+        if not any(lease.machine == rental.machine for lease in leases):
+            return 0.0
+        until = self._until.get(rental.id)
+        return UNTOLD if until is None else max(0.0, (until - now).total_seconds())
+
+    def granted(self, asking: Asking, rental: Rental, now: datetime) -> None:
+        """Note that a job begins on a machine, and how long it will likely take."""
+        self._until[rental.id] = now + timedelta(seconds=asking.wish(self._limits.setup).seconds)
 
     # what happens to rentals
 
@@ -234,6 +262,14 @@ class Office:
             self.breaker.failed((after.provider, "", "") if wide else circuit(after.listing), after.reason, tx.now)
         if after.state is State.GONE:
             self.settle(tx)
+            self._unpaid(after, tx)
+
+    def _unpaid(self, rental: Rental, tx: Transaction) -> None:
+        """Tell of a machine that nobody has paid for, where its provider will not: the own meter is all there is."""
+        assert rental.ended_at is not None
+        paid = sum(payer.micros or 0 for payer in Rentals(tx.connection).payers(rental.id))
+        if rental.provider not in self._billing and meter.reading(rental, rental.ended_at) > paid:
+            self.bill(rental.model_copy(update={"billed_micros": meter.reading(rental, rental.ended_at)}), tx)
 
     def lose(self, lease: Lease, rental: Rental, tx: Transaction) -> None:
         """End a lease whose machine is lost, and tell the conductor, which lets the job go on elsewhere."""
@@ -266,6 +302,8 @@ class Office:
         self, rental: Rental, online: Mapping[str, Device | None], leased: set[str], kinds: set[str], store: Rentals,
         tx: Transaction,
     ) -> Rental:  # fmt: skip
+        if rental.open and rental.provider not in self._known:
+            return life.ending(rental, tx.now, f"there is no key of {rental.provider} any more")
         here = rental.machine in online
         payer = store.payer(rental.id)
         account = store.account(payer.job) if payer else None
@@ -280,7 +318,8 @@ class Office:
         if not rental.open:
             return rental
         if payer is not None and account is not None and rental.metered_from is not None:
-            left = account.reserved_micros - store.spent(payer.job, payer.since)
+            here_now = meter.share(rental, payer, tx.now)  # what other machines of the job still cost is not left for this one
+            left = account.reserved_micros - (store.spent(payer.job, tx.now) - here_now)
             end = meter.lasts_until(rental, payer, left) - self._limits.end
             if tx.now >= end:
                 return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
@@ -292,6 +331,8 @@ class Office:
             if rental.id not in self._offline:
                 self._offline[rental.id] = tx.now
                 return rental.model_copy(update={"next_at": None})  # was it taken away? A lease would tell only when it runs out
+            if rental.next_at is not None and rental.next_at > tx.now + self._limits.pause:
+                return rental.model_copy(update={"next_at": tx.now + self._limits.pause})  # vendors notice late
             since = self._offline[rental.id]
             if tx.now - since > SILENT:
                 return life.ending(rental, tx.now, "its worker went silent", fault="its worker went silent")
@@ -301,6 +342,14 @@ class Office:
         if idle != (rental.quiet_since is not None):
             return rental.model_copy(update={"quiet_since": tx.now if idle else None})
         return rental
+
+    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
+        """Follow the wall clock."""
+        Rentals(tx.connection).shift(seconds)
+        by = timedelta(seconds=seconds)
+        self._offline = {id: since + by for id, since in self._offline.items()}
+        self._dear = {job: since + by for job, since in self._dear.items()}
+        self.breaker.shift(by)
 
     def freeze(self, began: datetime, reason: str, tx: Transaction) -> list[tuple[Rental, Rental]]:
         """End all rentals; their jobs save first. Returns what has changed, which the caller must store."""

@@ -6,8 +6,7 @@ too long for it.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,7 +18,13 @@ LONGEST_WAIT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Wish:
-    """A job that waits for a rented machine. `seconds` is its likely time there."""
+    """A job that waits for a rented machine.
+
+    Attributes:
+        seconds: its likely time there.
+        terms: what it allows; jobs share a machine that is still to be rented only where this is the same.
+        accepts: whether it may run on a machine that is rented already.
+    """
 
     job: str
     kind: str
@@ -27,6 +32,8 @@ class Wish:
     priority: int
     submitted_at: datetime
     seconds: float
+    terms: tuple[object, ...] = ()
+    accepts: Callable[[Rental], bool] = lambda rental: True
 
 
 def unserved(wishes: Iterable[Wish], rentals: Iterable[Rental], busy: Mapping[str, float]) -> list[Wish]:
@@ -37,16 +44,27 @@ def unserved(wishes: Iterable[Wish], rentals: Iterable[Rental], busy: Mapping[st
         rentals: living rentals; only open ones take jobs.
         busy: rental's id to the seconds that the jobs on it still need.
     """
-    queues: dict[str, list[list[float]]] = defaultdict(list)
-    for rental in rentals:
-        if rental.open:
-            queues[rental.kind].append([busy.get(rental.id, 0.0)])
+    queues = [_Queue(rental, rental.kind, (), busy.get(rental.id, 0.0)) for rental in rentals if rental.open]
     left = []
     for wish in sorted(wishes, key=lambda wish: (-wish.priority, wish.submitted_at, wish.job)):
-        shortest = min(queues[wish.kind], default=None)
-        if shortest is None or shortest[0] > LONGEST_WAIT.total_seconds():
+        found = [
+            queue for queue in queues
+            if queue.kind == wish.kind and (queue.terms == wish.terms if queue.rental is None else wish.accepts(queue.rental))
+        ]  # fmt: skip
+        shortest = min(found, key=lambda queue: queue.seconds, default=None)
+        if shortest is None or shortest.seconds > LONGEST_WAIT.total_seconds():
             left.append(wish)
-            shortest = [0.0]
-            queues[wish.kind].append(shortest)
-        shortest[0] += wish.seconds
+            shortest = _Queue(None, wish.kind, wish.terms, 0.0)
+            queues.append(shortest)
+        shortest.seconds += wish.seconds
     return left
+
+
+@dataclass
+class _Queue:
+    """Who waits for one machine. `rental` None: it is to be rented."""
+
+    rental: Rental | None
+    kind: str
+    terms: tuple[object, ...]
+    seconds: float

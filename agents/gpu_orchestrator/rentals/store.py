@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from agents.gpu_orchestrator.rentals import life
 from agents.gpu_orchestrator.rentals.meter import Payer, share
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 
@@ -17,6 +18,8 @@ CREATE TABLE rentals (
     record TEXT NOT NULL               -- the Rental as JSON
 ) WITHOUT ROWID;
 CREATE INDEX rentals_living ON rentals (provider) WHERE state <> 'gone';
+CREATE INDEX rentals_unbilled ON rentals (id) WHERE state = 'gone' AND record ->> 'bill_at' IS NOT NULL;
+CREATE INDEX rentals_stopped ON rentals (id) WHERE record ->> 'stopped_by' IS NOT NULL;
 CREATE TABLE payers (                  -- the meter of a rental, cut by the jobs that pay
     rental TEXT NOT NULL,
     job TEXT NOT NULL,
@@ -79,9 +82,10 @@ class Rentals:
 
     def unbilled(self, provider: str) -> list[Rental]:
         """Return rentals that are gone and whose bill is still asked for."""
-        rows = self._connection.execute(
-            "SELECT record FROM rentals WHERE provider = ? AND state = 'gone' AND record ->> 'bill_at' IS NOT NULL", (provider,)
-        )
+        return [rental for rental in self._unbilled() if rental.provider == provider]
+
+    def _unbilled(self) -> list[Rental]:
+        rows = self._connection.execute("SELECT record FROM rentals WHERE state = 'gone' AND record ->> 'bill_at' IS NOT NULL")
         return [Rental.model_validate_json(row["record"]) for row in rows]
 
     def stopped_by(self, began: datetime) -> list[Rental]:
@@ -176,9 +180,18 @@ class Rentals:
         """Note that no more is set aside."""
         self._connection.execute("UPDATE accounts SET refused = ? WHERE job = ?", (reason, job))
 
-    def end_account(self, job: str) -> None:
-        """Note that a job is over."""
+    def end_account(self, job: str, reservation: str | None) -> None:
+        """Note that a job is over; one that never came to ask for a machine still has its reservation."""
+        if reservation is not None and self.account(job) is None:
+            self.open_account(job, reservation, 0)
         self._connection.execute("UPDATE accounts SET over = 1 WHERE job = ?", (job,))
+
+    def shift(self, seconds: float) -> None:
+        """Follow the wall clock, which was set by so many seconds."""
+        for rental in [*self.living(), *self._unbilled()]:
+            self.save(life.shifted(rental, seconds))
+        if seconds < 0:
+            self._connection.execute("UPDATE payers SET since = since + ? WHERE until IS NULL", (seconds,))
 
     def take_untold(self) -> list[Payer]:
         """Return payers whose time is over and of which the cost monitor was not told; each once."""

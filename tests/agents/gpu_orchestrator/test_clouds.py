@@ -25,11 +25,12 @@ def test_nothing_is_rented_that_could_not_reach_the_lab_or_its_data(tmp_path: Pa
     whole = {"public": "mqtts://lab.example:8883", "worker_image": "image", "store": "s3://bucket/lab"}
     assert opened(tmp_path, {}, **whole) is None, "without a key"
     for name in whole:
-        assert opened(tmp_path, KEY, **{other: value for other, value in whole.items() if other != name}) is None, name
+        closed = opened(tmp_path, KEY, **{other: value for other, value in whole.items() if other != name})
+        assert closed is not None and f"MEETARA_{name.upper()}" in closed.closed, "what is rented already is still looked after"
     found = opened(tmp_path, KEY, **whole)
-    assert found is not None and set(found.providers) == {"vast"}
+    assert found is not None and set(found.providers) == {"vast"} and found.closed == ""
     near = opened(tmp_path, KEY, public="mqtts://127.0.0.1:8883", worker_image="image")
-    assert near is not None, "a worker on this machine sees its files"
+    assert near is not None and near.closed == "", "a worker on this machine sees its files"
 
 
 def test_workers_get_what_is_meant_for_them_and_never_a_vendors_key() -> None:

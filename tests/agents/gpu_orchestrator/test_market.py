@@ -132,7 +132,7 @@ async def test_a_provider_whose_bill_nobody_has_explained_is_not_chosen_until_it
 
     def told(**reasons: str) -> None:
         mode = BudgetMode(mode="normal", frozen_providers=reasons, at=stall.time)
-        stall.agent._mode_heard("meetara/v1/lab/cost/mode", mode.model_dump_json().encode())
+        stall.agent._renting._mode_heard("meetara/v1/lab/cost/mode", mode.model_dump_json().encode())
 
     told(**{"lambda": "it charges $4.00 for r-1"})
     made = (await stall.ask("q", "offer.quote", **request(budget_usd=5000)))["result"]

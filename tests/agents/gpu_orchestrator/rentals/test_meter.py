@@ -58,7 +58,7 @@ def test_an_account_ends_when_its_job_is_over_and_pays_for_nothing() -> None:
     store, machine = opened(), running()
     store.save(machine)
     store.pays(machine, store.open_account("a", "ra", 10**6), NOON)
-    store.end_account("a")
+    store.end_account("a", "ra")
     assert store.take_ended() == [], "its machine may still cost something"
     end = NOON + timedelta(seconds=60)
     store.save(machine.into(State.GONE, end, ended_at=end))
