@@ -214,8 +214,12 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _listed(self) -> None:
         """A provider has told what it sells, or failed to."""
-        with self.transaction() as tx:
-            self.hand_out(tx)
+
+        def work() -> None:
+            with self.transaction() as tx:
+                self.hand_out(tx)
+
+        self.spawn(self.until_stored(work))
 
     def _worked(self, job: str, done: bool, tx: Transaction) -> None:
         history.end(tx.connection, job, tx.now, done=done)

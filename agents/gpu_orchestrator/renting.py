@@ -6,7 +6,8 @@ A part of the agent, with its store, its fleet and its transactions: `office` de
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +46,9 @@ class Host(Protocol):
     def transaction(self) -> AbstractContextManager[Transaction]:
         """Open a transaction."""
 
+    async def until_stored(self, work: Callable[[], None]) -> None:
+        """Repeat until the store takes it."""
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something until the agent ends."""
 
@@ -80,6 +84,7 @@ class Renting:
         self._by_file: tuple[datetime | None, str] | None = None
         self._frozen: datetime | None = None
         self._reported: list[StoppedRental] = []
+        self._asleep = asleep()
         prefix = self._prefix()
         billing = frozenset(name for name, provider in clouds.providers.items() if provider.bills)
         self._office = Office(
@@ -159,7 +164,7 @@ class Renting:
     def answered(self, answer: Answer, tx: Transaction) -> None:
         """Take in an answer of the cost monitor."""
         if answer.method == "budget.settle":
-            self._office.settled(answer.context["rental"], answer.context["since"], tx)
+            self._office.settled(answer.context["payer"], tx)
         elif answer.method == "budget.extend":
             word = answer.error or answer.result
             assert isinstance(word, LabError | Reservation)
@@ -175,16 +180,23 @@ class Renting:
         """Look after the rentals for ever: workers that came or went silent, money that runs out."""
         while True:
             await asyncio.sleep(self._tick)
-            with self.transaction() as tx:
-                freeze = read_freeze(self._host.home)
-                self._by_file = None if freeze is None else (freeze.at, freeze.note or f"the {freeze.period}'s budget is used up")
-                self._follow_freeze(tx)
-                if self.look(tx):
-                    self._host.hand_out(tx)
+            await self._host.until_stored(self._tend_once)
+
+    def _tend_once(self) -> None:
+        freeze = read_freeze(self._host.home)
+        self._by_file = None if freeze is None else (freeze.at, freeze.note or f"the {freeze.period}'s budget is used up")
+        with self.transaction() as tx:
+            self._follow_freeze(tx)
+            if self.look(tx):
+                self._host.hand_out(tx)
+            for provider in self._keeper.providers:
+                self._tell_provider(provider, tx)
 
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         """Follow the wall clock."""
-        self._office.clock_was_set(seconds, tx)
+        slept = asleep() - self._asleep
+        self._asleep += slept
+        self._office.clock_was_set(seconds, min(slept, seconds) if seconds > 0 else 0.0, tx)
 
     # the freeze
 
@@ -240,6 +252,10 @@ class Renting:
 
     # what the keeper asks and tells
 
+    async def until_stored(self, work: Callable[[], None]) -> None:
+        """Repeat until the store takes it."""
+        await self._host.until_stored(work)
+
     def transaction(self) -> AbstractContextManager[Transaction]:
         """Open a transaction."""
         return self._host.transaction()
@@ -277,8 +293,6 @@ class Renting:
         if error is not None:
             self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
         self._trouble[provider] = "" if error is None else str(error)
-        with self.transaction() as tx:
-            self._tell_provider(provider, tx)
 
     def _tell_provider(self, provider: str, tx: Transaction) -> None:
         """Publish a paid provider's status where it has changed: slots are the machines that are rented there."""
@@ -293,3 +307,10 @@ class Renting:
         if told is None or told.model_copy(update={"at": status.at}) != status:
             self._told[provider] = status
             tx.publish("provider_status", status, provider=provider)
+
+
+def asleep() -> float:
+    """Return the seconds for which this machine has slept since it was booted; 0 where the system does not tell."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()

@@ -103,7 +103,8 @@ class Vendor:
     def provider(self) -> Provider:
         """Return the real adapter."""
         line = Slow(self.world, Inside(self.cloud))
-        return open_providers({self.seller.vendor: self.cloud.account()}, self.clock, line)[self.seller.vendor]
+        orchestrator = self.world.nodes["gpu_orchestrator"]  # the adapter is in its process
+        return open_providers({self.seller.vendor: self.cloud.account()}, orchestrator.clock, line)[self.seller.vendor]
 
     def _tick(self) -> None:
         self.cloud.move()

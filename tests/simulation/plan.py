@@ -174,7 +174,10 @@ def rented(seed: int) -> Plan:
     """Return a plan of a seed in which all jobs run on rented machines, and their vendors cause trouble for five minutes."""
     dice = Random(seed)
     trouble, preempted = dice.choice((0, 0.05, 0.1, 0.2, 0.4)), dice.choice((0, 0.3, 0.6))
-    kinds = ("kill", "kill", "stop", "pause", "cut_up", "cut_down", "lag", "broker_kept", "broker_lost")
+    kinds = (
+        "kill", "kill", "stop", "pause", "cut_up", "cut_down", "lag", "broker_kept", "broker_lost", "clock_ahead", "clock_back",
+        "full", "locked",
+    )  # fmt: skip
     faults = []
     for _ in range(dice.choice((0, 2, 5))):
         kind = dice.choice(kinds)

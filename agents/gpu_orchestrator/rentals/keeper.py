@@ -20,7 +20,6 @@ from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import Transaction
 from bus.lease import Leases
-from bus.store import passing
 from protocol import LabError
 
 TICK = 1.0
@@ -36,6 +35,9 @@ class Books(Protocol):
 
     def transaction(self) -> AbstractContextManager[Transaction]:
         """Open a transaction."""
+
+    async def until_stored(self, work: Callable[[], None]) -> None:
+        """Repeat until the store takes it: a full disk or a locked file delays, it loses nothing."""
 
     def now(self) -> datetime:
         """Read the clock."""
@@ -108,13 +110,8 @@ class Keeper:
         try:
             while True:
                 self._wake[name].clear()
-                try:
-                    due = self._due(name)
-                except sqlite3.OperationalError as error:
-                    if not passing(error):
-                        raise
-                    self._books.log.warning("the store takes nothing now", reason=str(error))
-                    due = []
+                due: list[Rental] = []
+                await self._books.until_stored(lambda due=due: due.extend(self._due(name)))  # type: ignore[misc]
                 for rental in due:
                     if rental.id not in self._flying:
                         self._flying[rental.id] = asyncio.create_task(self._act(provider, rental))
@@ -122,7 +119,7 @@ class Keeper:
                 if reaping is None and (reaped is None or not timedelta(0) <= now - reaped < self._reap):
                     reaped, reaping = now, asyncio.create_task(self.reap(provider))  # apart: a list may hang
                 if reaping is not None and reaping.done():
-                    self._over(reaping)
+                    reaping.result()
                     reaping = None
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake[name].wait(), self._tick)
@@ -132,15 +129,6 @@ class Keeper:
                 task.cancel()
             await asyncio.gather(*mine, return_exceptions=True)
             await provider.close()
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        """Look at how a task ended: a store that is full or locked is tried again, anything else ends the agent."""
-        error = None if task.cancelled() else task.exception()
-        if error is None:
-            return
-        if not passing(error):
-            raise error
-        self._books.log.warning("the store takes nothing now", reason=str(error))
 
     def _due(self, name: str) -> list[Rental]:
         """Let time pass for all rentals of a provider; returns those for which a call is due."""
@@ -162,27 +150,20 @@ class Keeper:
                 await self._ask_bill(provider, rental)
             elif act is not None:
                 await self._look(provider, rental, act)
-            self._wake[rental.provider].set()
-        except sqlite3.OperationalError as error:
-            if not passing(error):
-                raise
-            self._books.log.warning("the store takes nothing now", rental=rental.id, reason=str(error))
-            await asyncio.sleep(self._tick)  # the same call again at once would be refused again
         finally:
             self._flying.pop(rental.id, None)
+            self._wake[rental.provider].set()
 
     async def _launch(self, provider: Provider, rental: Rental) -> None:
         try:
             await self._admit(rental)
         except LabError as error:  # the broker is away; nothing is launched that could not come in
-            self._apply(rental, life.failed, Unknown(provider.name, str(error)))
+            await self._apply(rental, life.failed, Unknown(provider.name, str(error)))
             return
-        with self._books.transaction() as tx:
-            store = Rentals(tx.connection)
-            stored = store.of(rental.id)
-            if stored is None or stored.state is not State.ORDERED:
-                return  # it is not wanted any more
-            self._store(store, stored, life.asked(stored, self._books.now()), tx)
+        asked: list[Rental] = []
+        await self._books.until_stored(lambda: asked.extend(self._ask(rental)))
+        if not asked:
+            return  # it is not wanted any more
         environment = self._admission.environment(rental)
         order = Order(
             key=rental.id, tag=rental.tag, listing=rental.listing, image=self._image, environment=environment,
@@ -191,40 +172,53 @@ class Keeper:
         try:
             instance = await provider.launch(order)
         except ProviderError as error:
-            self._apply(rental, life.refused, error)
+            await self._apply(rental, life.refused, error)
         else:
-            self._apply(rental, life.launched, instance)
+            await self._apply(rental, life.launched, instance)
 
     async def _look(self, provider: Provider, rental: Rental, act: Act) -> None:
         id = rental.instance
         try:
             if act is Act.FIND or id is None:
-                self._apply(rental, life.found, await provider.list(rental.tag))
+                await self._apply(rental, life.found, await provider.list(rental.tag))
                 return
             if act is Act.TERMINATE:
                 await provider.terminate(id)
             instance = await provider.status(id)
         except ProviderError as error:
-            self._apply(rental, life.failed, error)
+            await self._apply(rental, life.failed, error)
         else:
-            self._apply(rental, life.terminated if act is Act.TERMINATE else life.seen, instance)
+            await self._apply(rental, life.terminated if act is Act.TERMINATE else life.seen, instance)
 
     async def _ask_bill(self, provider: Provider, rental: Rental) -> None:
         assert rental.instance is not None and rental.metered_from is not None
         try:
             micros = await provider.billed(rental.instance, rental.metered_from)
         except ProviderError as error:
-            self._apply(rental, life.failed, error)
+            await self._apply(rental, life.failed, error)
         else:
-            self._apply(rental, life.billed, micros)
+            await self._apply(rental, life.billed, micros)
 
-    def _apply(self, rental: Rental, change: Callable[[Rental, Any, datetime, Limits], Rental], answer: object) -> None:
-        """Apply what a call answered to the rental as it is now."""
+    def _ask(self, rental: Rental) -> list[Rental]:
+        """Write down that a launch is asked for; returns nothing where it is not wanted any more."""
         with self._books.transaction() as tx:
             store = Rentals(tx.connection)
             stored = store.of(rental.id)
-            if stored is not None:
-                self._store(store, stored, change(stored, answer, self._books.now(), self._limits), tx)
+            if stored is None or stored.state is not State.ORDERED:
+                return []
+            return [self._store(store, stored, life.asked(stored, self._books.now()), tx)]
+
+    async def _apply(self, rental: Rental, change: Callable[[Rental, Any, datetime, Limits], Rental], answer: object) -> None:
+        """Apply what a call answered to the rental as it is when the store takes it."""
+
+        def work() -> None:
+            with self._books.transaction() as tx:
+                store = Rentals(tx.connection)
+                stored = store.of(rental.id)
+                if stored is not None:
+                    self._store(store, stored, change(stored, answer, self._books.now(), self._limits), tx)
+
+        await self._books.until_stored(work)
 
     def _store(self, store: Rentals, before: Rental, after: Rental, tx: Transaction) -> Rental:
         if after == before:
@@ -257,7 +251,7 @@ class Keeper:
         """Keep the workers' logins in step with the rentals, for ever."""
         looked: datetime | None = None
         while True:
-            with suppress(LabError):  # the broker is away: what is left to do is tried at the next look
+            with suppress(LabError, sqlite3.OperationalError):  # the broker is away, or the store takes nothing: what is left to do is tried at the next look
                 now = self._books.now()
                 for id in list(self._logins):
                     with self._books.transaction() as tx:
@@ -286,9 +280,19 @@ class Keeper:
             return
         self._books.trouble(provider.name, None)
         twins: list[Instance] = []
+        await self._books.until_stored(lambda: self._compare(provider.name, listed, asked_at, twins))
+        for instance in twins:
+            try:
+                await provider.terminate(instance.id)
+            except ProviderError as error:
+                self._books.trouble(provider.name, error)  # the next look finds it again
+
+    def _compare(self, name: str, listed: Sequence[Instance], asked_at: datetime, twins: list[Instance]) -> None:
+        """Compare what a provider lists with the books."""
+        twins.clear()
         with self._books.transaction() as tx:
             store, now = Rentals(tx.connection), self._books.now()
-            known = {rental.tag: rental.instance for rental in store.living(provider.name)}
+            known = {rental.tag: rental.instance for rental in store.living(name)}
             for instance in listed:
                 if instance.phase is Phase.GONE or not instance.tag.startswith(self._prefix):
                     continue
@@ -302,8 +306,3 @@ class Keeper:
                 after = life.orphan(instance, before, instance.tag.removeprefix(self._prefix), now)
                 self._books.orphan(instance, tx)
                 self._store(store, before or after.into(State.GONE, now), after, tx)
-        for instance in twins:
-            try:
-                await provider.terminate(instance.id)
-            except ProviderError as error:
-                self._books.trouble(provider.name, error)  # the next look finds it again

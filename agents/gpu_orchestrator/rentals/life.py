@@ -250,17 +250,21 @@ WHOLE = 0.9
 """Share of the own meter from which on a bill counts as a whole one; the own meter runs longer than the provider's."""
 
 
-def shifted(rental: Rental, seconds: float) -> Rental:
+def shifted(rental: Rental, seconds: float, metered: float) -> Rental:
     """Return a rental as if all had happened so much later: the wall clock was set.
 
-    The meter follows a clock that was set back, which would stand still else. It does not follow one set ahead: a machine that
-    slept looks the same, and its rentals went on costing.
+    Args:
+        seconds: by which waits and limits move.
+        metered: by which the meter moves: without the time for which this machine slept, as the rented one went on.
     """
-    names = ["state_at", "quiet_since", "missed_at", "next_at", "bill_at"]
-    if seconds < 0:
-        names += ["created_at", "metered_from", "ended_at"]
-    by = timedelta(seconds=seconds)
-    return rental.model_copy(update={name: old + by for name in names if (old := getattr(rental, name)) is not None})
+    changes: dict[str, datetime] = {}
+    for names, by in (
+        (("state_at", "quiet_since", "missed_at", "next_at", "bill_at"), seconds), (("created_at", "metered_from", "ended_at"), metered),
+    ):  # fmt: skip
+        for name in names:
+            if (old := getattr(rental, name)) is not None:
+                changes[name] = old + timedelta(seconds=by)
+    return rental.model_copy(update=changes)
 
 
 def refused(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:

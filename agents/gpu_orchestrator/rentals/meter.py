@@ -20,6 +20,7 @@ class Payer:
     since: datetime
     until: datetime | None = None
     micros: int | None = None
+    number: int = 0
 
 
 def reading(rental: Rental, at: datetime) -> int:

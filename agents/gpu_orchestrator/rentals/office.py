@@ -5,6 +5,7 @@ Everything here happens within a transaction of the agent; it speaks with no pro
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -343,9 +344,9 @@ class Office:
             return rental.model_copy(update={"quiet_since": tx.now if idle else None})
         return rental
 
-    def clock_was_set(self, seconds: float, tx: Transaction) -> None:
-        """Follow the wall clock."""
-        Rentals(tx.connection).shift(seconds)
+    def clock_was_set(self, seconds: float, slept: float, tx: Transaction) -> None:
+        """Follow the wall clock; `slept` are the seconds of them for which this machine was asleep."""
+        Rentals(tx.connection).shift(seconds, seconds - slept)
         by = timedelta(seconds=seconds)
         self._offline = {id: since + by for id, since in self._offline.items()}
         self._dear = {job: since + by for job, since in self._dear.items()}
@@ -371,21 +372,18 @@ class Office:
             if payer.micros:
                 part = SettleRequest(
                     reservation=payer.reservation, job=payer.job, amount_micros=payer.micros, rental=rental.id,
-                    part=f"{rental.id} from {payer.since.isoformat()}", provider=rental.provider,
+                    part=f"{rental.id} {payer.number}", provider=rental.provider,
                     bill_follows=rental.provider in self._billing,
                 )  # fmt: skip
-                since = payer.since.timestamp()
-                tx.call(
-                    "budget.settle", part, key=payer.job, id=f"{payer.reservation}:{rental.id}:{since}",
-                    context={"rental": rental.id, "since": since},
-                )  # fmt: skip
+                id = f"{payer.reservation}:{rental.id}:{payer.number}"
+                tx.call("budget.settle", part, key=payer.job, id=id, context={"payer": payer.number})
         for account in store.take_ended():
             rest = ReleaseRequest(reservation=account.reservation, job=account.job)
             tx.call("budget.release", rest, key=account.job, id=f"{account.reservation}:release")
 
-    def settled(self, rental: str, since: float, tx: Transaction) -> None:
+    def settled(self, payer: int, tx: Transaction) -> None:
         """Take in that the cost monitor has a part: only when it has all of them a reservation may end."""
-        Rentals(tx.connection).entered(rental, since)
+        Rentals(tx.connection).entered(payer)
         self.settle(tx)
 
     def bill(self, rental: Rental, tx: Transaction) -> None:
@@ -396,9 +394,10 @@ class Office:
             jobs[payer.job] = jobs.get(payer.job, 0) + (payer.micros or 0)
         bill = BillRequest(
             provider=rental.provider, rental=rental.id, jobs=jobs, billed_micros=rental.billed_micros,
-            since=rental.metered_from, until=rental.ended_at,
+            since=rental.metered_from, until=max(rental.metered_from, rental.ended_at),  # the clock may have been set back
         )  # fmt: skip
-        tx.call("budget.bill", bill, key=rental.id, id=f"{rental.id}:bill:{rental.billed_micros}")
+        content = hashlib.sha256(bill.model_dump_json().encode()).hexdigest()[:16]
+        tx.call("budget.bill", bill, key=rental.id, id=f"{rental.id}:bill:{content}")
 
     def report(self, began: datetime, tx: Transaction) -> EmergencyReport:
         """Return what a freeze has stopped."""

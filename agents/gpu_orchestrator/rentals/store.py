@@ -21,6 +21,7 @@ CREATE INDEX rentals_living ON rentals (provider) WHERE state <> 'gone';
 CREATE INDEX rentals_unbilled ON rentals (id) WHERE state = 'gone' AND record ->> 'bill_at' IS NOT NULL;
 CREATE INDEX rentals_stopped ON rentals (id) WHERE record ->> 'stopped_by' IS NOT NULL;
 CREATE TABLE payers (                  -- the meter of a rental, cut by the jobs that pay
+    number INTEGER PRIMARY KEY,
     rental TEXT NOT NULL,
     job TEXT NOT NULL,
     reservation TEXT NOT NULL,
@@ -109,7 +110,7 @@ class Rentals:
 
     def payers(self, rental: str) -> list[Payer]:
         """Return who has paid for a rental, in order."""
-        rows = self._connection.execute("SELECT * FROM payers WHERE rental = ? ORDER BY since, rowid", (rental,))
+        rows = self._connection.execute("SELECT * FROM payers WHERE rental = ? ORDER BY number", (rental,))
         return [_payer(row) for row in rows]
 
     # who pays
@@ -127,13 +128,13 @@ class Rentals:
         if before is not None:
             self._close(rental, before, now)
         self._connection.execute(
-            "INSERT INTO payers VALUES (?, ?, ?, ?, NULL, NULL, 0)",
+            "INSERT INTO payers (rental, job, reservation, since) VALUES (?, ?, ?, ?)",
             (rental.id, account.job, account.reservation, now.timestamp()),
         )
 
     def paid_by(self, job: str) -> list[Payer]:
         """Return all that a job pays and has paid for, in order."""
-        rows = self._connection.execute("SELECT * FROM payers WHERE job = ? ORDER BY since, rowid", (job,))
+        rows = self._connection.execute("SELECT * FROM payers WHERE job = ? ORDER BY number", (job,))
         return [_payer(row) for row in rows]
 
     def spent(self, job: str, now: datetime) -> int:
@@ -186,22 +187,21 @@ class Rentals:
             self.open_account(job, reservation, 0)
         self._connection.execute("UPDATE accounts SET over = 1 WHERE job = ?", (job,))
 
-    def shift(self, seconds: float) -> None:
-        """Follow the wall clock, which was set by so many seconds."""
+    def shift(self, seconds: float, metered: float) -> None:
+        """Follow the wall clock, which was set; see `life.shifted`."""
         for rental in [*self.living(), *self._unbilled()]:
-            self.save(life.shifted(rental, seconds))
-        if seconds < 0:
-            self._connection.execute("UPDATE payers SET since = since + ? WHERE until IS NULL", (seconds,))
+            self.save(life.shifted(rental, seconds, metered))
+        self._connection.execute("UPDATE payers SET since = since + ? WHERE until IS NULL", (metered,))
 
     def take_untold(self) -> list[Payer]:
         """Return payers whose time is over and of which the cost monitor was not told; each once."""
-        rows = self._connection.execute("SELECT * FROM payers WHERE until IS NOT NULL AND NOT told ORDER BY until, rowid").fetchall()
+        rows = self._connection.execute("SELECT * FROM payers WHERE until IS NOT NULL AND NOT told ORDER BY number").fetchall()
         self._connection.execute("UPDATE payers SET told = CASE WHEN micros THEN 1 ELSE 2 END WHERE until IS NOT NULL AND NOT told")
         return [_payer(row) for row in rows]
 
-    def entered(self, rental: str, since: float) -> None:
+    def entered(self, number: int) -> None:
         """Note that the cost monitor has entered what a payer owes."""
-        self._connection.execute("UPDATE payers SET told = 2 WHERE rental = ? AND since = ?", (rental, since))
+        self._connection.execute("UPDATE payers SET told = 2 WHERE number = ?", (number,))
 
     def take_ended(self) -> list[Account]:
         """Return accounts of jobs that are over, pay for nothing any more, and whose payments are entered; each once."""
@@ -227,4 +227,5 @@ class Rentals:
 
 def _payer(row: sqlite3.Row) -> Payer:
     until = None if row["until"] is None else datetime.fromtimestamp(row["until"], UTC)
-    return Payer(row["rental"], row["job"], row["reservation"], datetime.fromtimestamp(row["since"], UTC), until, row["micros"])
+    since = datetime.fromtimestamp(row["since"], UTC)
+    return Payer(row["rental"], row["job"], row["reservation"], since, until, row["micros"], row["number"])

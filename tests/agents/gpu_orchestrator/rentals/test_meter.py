@@ -64,7 +64,7 @@ def test_an_account_ends_when_its_job_is_over_and_pays_for_nothing() -> None:
     store.save(machine.into(State.GONE, end, ended_at=end))
     [payer] = store.take_untold()
     assert store.take_ended() == [], "the cost monitor may not have it yet, and refuses what comes after the end"
-    store.entered(payer.rental, payer.since.timestamp())
+    store.entered(payer.number)
     assert [account.job for account in store.take_ended()] == ["a"]
     assert store.take_ended() == []
 
