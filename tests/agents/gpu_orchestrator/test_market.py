@@ -62,6 +62,7 @@ class Stall(Rig):
         """Ask the seller, as the agent does every few minutes."""
         pause = await self.agent._desk.ask(self.seller)  # type: ignore[arg-type]
         self.agent._listed()
+        await asyncio.sleep(0)  # it is stored by a task of its own, which repeats where the store is full
         return pause
 
 
