@@ -314,7 +314,7 @@ class GpuOrchestratorAgent(BaseAgent):
         """Answer who can be answered now: waiting quotes, holders who asked again, jobs for which a slot is free."""
         leases = self._leases(tx)
         self._answer_quotes(tx)
-        requests = {row["message"]: LeaseRequest.model_validate_json(row["request"]) for row in self.waiting(tx)}
+        requests = {row["message"]: queue.request_of(row["request"]) for row in self.waiting(tx)}
         for message, request in list(requests.items()):
             held = leases.of(request.job)
             if held is not None:

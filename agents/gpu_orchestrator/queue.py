@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from agents.gpu_orchestrator.machine import Machine
-from protocol.machine import LeaseRequest
+from protocol.machine import LeaseRequest, QuoteRequest
 
 AGING = timedelta(minutes=30)
 """Urgent jobs that keep coming must not starve an ordinary one: after an hour it stands with the critical ones, and is older."""
@@ -27,6 +28,18 @@ class Waiting:
 def waiting(request: LeaseRequest) -> Waiting:
     """Return a request as the queue sees it."""
     return Waiting(request.job, request.priority, request.submitted_at, request.memory_bytes, frozenset(request.avoid))
+
+
+@lru_cache(maxsize=8192)
+def request_of(text: str) -> LeaseRequest:
+    """Return a request from its JSON. Kept: all that wait are looked at whenever something changes."""
+    return LeaseRequest.model_validate_json(text)
+
+
+@lru_cache(maxsize=8192)
+def quote_of(text: str) -> QuoteRequest:
+    """Return what a quote was asked with, from its JSON; kept as well."""
+    return QuoteRequest.model_validate_json(text)
 
 
 def rank(job: Waiting, now: datetime) -> tuple[int, datetime, str]:

@@ -30,7 +30,7 @@ from bus.freeze import read_freeze
 from bus.lease import Leases
 from bus.redact import of_error
 from protocol import LabError, Topics, uuid7
-from protocol.machine import LeaseRequest, ProviderStatus, QuoteRequest
+from protocol.machine import LeaseRequest, ProviderStatus
 from protocol.money import BudgetMode, Reservation, StoppedRental
 
 
@@ -133,7 +133,7 @@ class Renting:
         for job in jobs:
             row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
             if row is not None:
-                askings[job.job] = Asking(job, QuoteRequest.model_validate_json(row["request"]))
+                askings[job.job] = Asking(job, queue.quote_of(row["request"]))
         left = {name: asking.request for name, asking in askings.items()}
         for rental in store.living():
             if rental.state is not State.READY:
@@ -236,7 +236,7 @@ class Renting:
         online = {m.name: m.device for m in self._fleet.machines(()) if m.rental is not None}
         kinds = [
             request.kind for row in self._host.waiting(tx)
-            if (request := LeaseRequest.model_validate_json(row["request"])).offer is not None and request.offer.paid
+            if (request := queue.request_of(row["request"])).offer is not None and request.offer.paid
         ]  # fmt: skip
         changes = self._office.look(online, kinds, tx)
         self._store_changes(changes, tx)

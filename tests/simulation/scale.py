@@ -1,4 +1,4 @@
-"""Many jobs on many rented machines in virtual time: `python -m tests.simulation.scale --jobs 1000 --workers 200`.
+"""Many jobs, a third of them long ones that share no machine, on many rented machines in virtual time: `python -m tests.simulation.scale --jobs 1000 --workers 200`.
 
 The whole lab with its real code and the real adapters, against test clouds that fail in a share of their calls. Prints what
 came of it, and what the orchestrator's own work took; exit code 1 when a job was not done or an invariant does not hold.
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=200, help="machines that the vendors have together")
     parser.add_argument("--faults", type=float, default=0.05, help="share of calls that fail, and of machines that are taken away")
-    parser.add_argument("--spread", type=int, default=300, help="seconds over which the requests come")
+    parser.add_argument("--spread", type=int, default=120, help="seconds over which the requests come")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     trouble = dict(trouble=options.faults, preempted=options.faults, dead=options.faults, lies=options.faults / 5)
@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     plan = Plan(
         seed=options.seed, affordable=options.jobs, trouble=options.spread * 10 + 36_000,
         requests=tuple(
-            Request(at=number * options.spread * 10 // options.jobs, paid=True, priority=1 + number % 3) for number in range(options.jobs)
+            Request(at=number * options.spread * 10 // options.jobs, paid=True, priority=1 + number % 3, long=number % 3 == 0)
+            for number in range(options.jobs)
         ),
         sellers=tuple(Seller(vendor, capacity=each, **trouble) for vendor in ("vast", "runpod", "lambda")),
     )  # fmt: skip

@@ -136,12 +136,17 @@ class Office:
         leases = Leases(tx.connection).live()
         living = store.living()
         busy = {rental.id: self._remaining(rental, leases, tx.now) for rental in living}
+        refused: dict[tuple[object, ...], str] = {}
         for wish in unserved((asking.wish(self._limits.setup) for asking in waiting), living, busy):
             asking = askings[wish.job]
-            account = store.account(wish.job)
-            assert account is not None
-            reason = self._closed or self._rent(asking, account, store, tx)
+            account, offer = store.account(wish.job), asking.request.offer
+            assert account is not None and offer is not None
+            alike = (wish.kind, wish.terms, offer.reservation_micros, asking.request.limit_micros, asking.request.memory_bytes)
+            # what one job was refused, all that want the same are: there may be hundreds
+            reason = self._closed or refused.get(alike) or self._rent(asking, account, store, tx)
             if reason is not None:
+                if not account.refused and not store.spent(wish.job, tx.now):  # else it may be short of money, not of machines
+                    refused[alike] = reason
                 self._delay(wish.job, reason, tx)
                 tx.timer("place", "", min(self.breaker.next(tx.now) or tx.now + RETRY, tx.now + RETRY))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from agents.gpu_orchestrator.rentals import life
 from agents.gpu_orchestrator.rentals.meter import Payer, share
@@ -79,7 +80,7 @@ class Rentals:
         rows = self._connection.execute(
             "SELECT record FROM rentals WHERE state <> 'gone' AND ? IN (provider, '')", (provider or "",)
         )
-        return sorted((Rental.model_validate_json(row["record"]) for row in rows), key=lambda found: (found.created_at, found.id))
+        return sorted((read(row["record"]) for row in rows), key=lambda found: (found.created_at, found.id))
 
     def unbilled(self, provider: str) -> list[Rental]:
         """Return rentals that are gone and whose bill is still asked for."""
@@ -87,17 +88,17 @@ class Rentals:
 
     def _unbilled(self) -> list[Rental]:
         rows = self._connection.execute("SELECT record FROM rentals WHERE state = 'gone' AND record ->> 'bill_at' IS NOT NULL")
-        return [Rental.model_validate_json(row["record"]) for row in rows]
+        return [read(row["record"]) for row in rows]
 
     def stopped_by(self, began: datetime) -> list[Rental]:
         """Return what the freeze that began then has ended."""
         rows = self._connection.execute("SELECT record FROM rentals WHERE record ->> 'stopped_by' IS NOT NULL")
-        found = [Rental.model_validate_json(row["record"]) for row in rows]
+        found = [read(row["record"]) for row in rows]
         return [rental for rental in found if rental.stopped_by == began]
 
     def of(self, id: str) -> Rental | None:
         row = self._connection.execute("SELECT record FROM rentals WHERE id = ?", (id,)).fetchone()
-        return Rental.model_validate_json(row["record"]) if row else None
+        return read(row["record"]) if row else None
 
     def save(self, rental: Rental) -> None:
         """Write a rental; one that is gone stops its meter."""
@@ -223,6 +224,12 @@ class Rentals:
     def shunned(self) -> dict[tuple[str, str], str]:
         """Return (provider, listing) to the reason."""
         return {(row["provider"], row["listing"]): row["reason"] for row in self._connection.execute("SELECT * FROM shunned")}
+
+
+@lru_cache(maxsize=4096)
+def read(record: str) -> Rental:
+    """Return a rental from its JSON. Kept: hundreds are looked at several times a second, and few have changed."""
+    return Rental.model_validate_json(record)
 
 
 def _payer(row: sqlite3.Row) -> Payer:
