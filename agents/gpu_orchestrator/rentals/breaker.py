@@ -32,7 +32,7 @@ class Breaker:
         """Note a failure. An empty GPU and region stand for all of the provider's."""
         before = self._trouble.get(circuit)
         failures = before.failures + 1 if before else 1
-        pause = min(max(FIRST * 2 ** (failures - 1), least), max(LONGEST, least))
+        pause = min(max(FIRST * 2 ** min(failures - 1, 10), least), max(LONGEST, least))
         self._trouble[circuit] = _Trouble(failures, now + pause, reason)
 
     def worked(self, circuit: Circuit) -> None:

@@ -281,7 +281,7 @@ def refused(rental: Rental, error: ProviderError, now: datetime, limits: Limits)
 def failed(rental: Rental, error: ProviderError, now: datetime, limits: Limits) -> Rental:
     """Take in that any other call failed: nothing is known by that, so it is made again later."""
     first, longest = limits.backoff
-    pause = min(first * 2**rental.failures, longest)
+    pause = min(first * 2 ** min(rental.failures, 10), longest)
     if isinstance(error, RateLimited):
         pause = max(pause, timedelta(seconds=error.retry_after))
     over = rental.state is State.GONE and rental.ended_at is not None and now - rental.ended_at > limits.bills
