@@ -13,7 +13,6 @@ from agents.gpu_orchestrator.providers.registry import open_providers
 from agents.gpu_orchestrator.rentals import admission
 from agents.gpu_orchestrator.rentals.keeper import TICK, Admission
 from agents.gpu_orchestrator.rentals.life import Limits
-from agents.gpu_orchestrator.rentals.office import Market
 from bus import Wiring, certs
 from bus.address import is_loopback
 from configs import Configs, accounts
@@ -34,7 +33,6 @@ class Clouds:
         providers: by name.
         admission: lets workers in.
         image: container image of the worker.
-        market: what is for sale; None: the agent's own, by the providers' lists.
         limits: how long things may take.
         tick: seconds between two looks at the rentals.
         closed: why nothing more is rented; empty: it is. What is rented already is kept, billed and ended all the same.
@@ -43,7 +41,6 @@ class Clouds:
     providers: Mapping[str, Provider]
     admission: Admission
     image: str
-    market: Market | None = None
     limits: Limits = field(default_factory=Limits)
     tick: float = TICK
     closed: str = ""

@@ -93,7 +93,7 @@ class Renting:
         prefix = self._prefix()
         billing = frozenset(name for name, provider in clouds.providers.items() if provider.bills)
         self._office = Office(
-            clouds.market or desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing,
+            desk, lambda: uuid7()[-12:], clouds.admission.token, prefix, clouds.limits, billing,
             frozenset(clouds.providers), clouds.closed,
         )  # fmt: skip
         self._keeper = Keeper(

@@ -108,10 +108,6 @@ class RateLimited(ProviderError):
         self.retry_after = retry_after
 
 
-class Preempted(ProviderError):
-    """The vendor took a spot machine away. The adapters tell it by a phase, `stopping`."""
-
-
 class Unknown(ProviderError):
     """No answer, one that nobody can read, or a refusal that is none of the others.
 

@@ -83,7 +83,7 @@ class Asking:
         offer = self.request.offer
         assert offer is not None
         return Wish(
-            self.request.job, self.request.kind, offer.provider, self.request.priority, self.request.submitted_at,
+            self.request.job, self.request.kind, self.request.priority, self.request.submitted_at,
             max(0.0, offer.seconds_p50 - setup.total_seconds()),
             (self.quote.untrusted_hosts, tuple(sorted(self.quote.providers or ())), self.quote.checkpoints), self.accepts,
         )  # fmt: skip

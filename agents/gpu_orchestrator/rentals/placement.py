@@ -28,7 +28,6 @@ class Wish:
 
     job: str
     kind: str
-    provider: str
     priority: int
     submitted_at: datetime
     seconds: float

@@ -12,7 +12,7 @@ KIND = "base tier"
 
 
 def wish(job: str, *, priority: int = 1, minutes: float = 0, seconds: float = 60, kind: str = KIND) -> Wish:
-    return Wish(job, kind, "vast", priority, NOON + timedelta(minutes=minutes), seconds)
+    return Wish(job, kind, priority, NOON + timedelta(minutes=minutes), seconds)
 
 
 def jobs(wishes: list[Wish]) -> list[str]:
