@@ -156,7 +156,7 @@ class Renting:
                 self._host.grant(job, machine, rental.price_micros_per_hour, requests, tx)
                 self._office.granted(askings[job.job], rental, tx.now)
                 self._let_in([rental], tx)
-        self._office.settle(tx)  # who has handed a machine over
+        self._office.till.settle(tx)  # who has handed a machine over
         if len(left) > CROWD and self._placed is not None and timedelta(0) <= tx.now - self._placed < PLACE:
             tx.timer("place", "", self._placed + PLACE)  # soon, together with what else comes until then
         else:
@@ -167,13 +167,13 @@ class Renting:
     def released(self, over: bool, tx: Transaction) -> None:
         """A job has given back what it had; `over`: it has ended."""
         if over:
-            self._office.settle(tx)
+            self._office.till.settle(tx)
         self.look(tx)
 
     def answered(self, answer: Answer, tx: Transaction) -> None:
         """Take in an answer of the cost monitor."""
         if answer.method == "budget.settle":
-            self._office.settled(answer.context["payer"], tx)
+            self._office.till.settled(answer.context["payer"], tx)
         elif answer.method == "budget.extend":
             word = answer.error or answer.result
             assert isinstance(word, LabError | Reservation)
@@ -235,7 +235,7 @@ class Renting:
             self._frozen = word[0] or tx.now
             self.log.warning("paid work is frozen", reason=word[1])
         self._store_changes(self._office.freeze(self._frozen, word[1], tx), tx)
-        report = self._office.report(self._frozen, tx)
+        report = self._office.till.report(self._frozen, tx)
         if report.stopped != self._reported:
             self._reported = report.stopped
             tx.publish("cost_stopped", report)
@@ -287,7 +287,7 @@ class Renting:
 
     def billed(self, rental: Rental, tx: Transaction) -> None:
         """Tell the cost monitor what a provider charges."""
-        self._office.bill(rental, tx)
+        self._office.till.bill(rental, tx)
 
     def _extend_due(self, key: str, data: dict[str, Any], tx: Transaction) -> None:
         Rentals(tx.connection).refuse(key, "")

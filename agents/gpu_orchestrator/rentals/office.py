@@ -1,11 +1,10 @@
-"""Rents machines for jobs that wait for one, ends those that nobody needs, and settles what they cost.
+"""Rents machines for jobs that wait for one, and ends those that nobody needs; `till` settles what they cost.
 
 Everything here happens within a transaction of the agent; it speaks with no provider (see `keeper`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from agents.gpu_orchestrator.rentals.life import Limits
 from agents.gpu_orchestrator.rentals.placement import Wish, unserved
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Account, Rentals
+from agents.gpu_orchestrator.rentals.till import Till
 from bus import Transaction
 from bus.lease import Lease, Leases
 from protocol import LabError, Retry
@@ -34,13 +34,8 @@ from protocol.machine import (
     QuoteRequest,
 )
 from protocol.money import (
-    BillRequest,
-    EmergencyReport,
     ExtendRequest,
-    ReleaseRequest,
     Reservation,
-    SettleRequest,
-    StoppedRental,
     dollars,
 )
 
@@ -103,7 +98,7 @@ class Asking:
 
 
 class Office:
-    """Rents, ends and settles.
+    """Rents and ends.
 
     Args:
         market: what can be rented.
@@ -121,7 +116,8 @@ class Office:
     ) -> None:  # fmt: skip
         self.breaker = Breaker()
         self._market, self._names, self._tokens, self._prefix, self._limits = market, names, tokens, prefix, limits
-        self._billing, self._known, self._closed = billing, known, closed
+        self.till = Till(billing)
+        self._known, self._closed = known, closed
         self._offline: dict[str, datetime] = {}
         self._told: dict[str, str] = {}
         self._dear: dict[str, datetime] = {}
@@ -267,15 +263,8 @@ class Office:
             wide = after.fault in STRICT
             self.breaker.failed((after.provider, "", "") if wide else circuit(after.listing), after.reason, tx.now)
         if after.state is State.GONE:
-            self.settle(tx)
-            self._unpaid(after, tx)
-
-    def _unpaid(self, rental: Rental, tx: Transaction) -> None:
-        """Tell of a machine that nobody has paid for, where its provider will not: the own meter is all there is."""
-        assert rental.ended_at is not None
-        paid = sum(payer.micros or 0 for payer in Rentals(tx.connection).payers(rental.id))
-        if rental.provider not in self._billing and meter.reading(rental, rental.ended_at) > paid:
-            self.bill(rental.model_copy(update={"billed_micros": meter.reading(rental, rental.ended_at)}), tx)
+            self.till.settle(tx)
+            self.till.unpaid(after, tx)
 
     def lose(self, lease: Lease, rental: Rental, tx: Transaction) -> None:
         """End a lease whose machine is lost, and tell the conductor, which lets the job go on elsewhere."""
@@ -365,57 +354,6 @@ class Office:
                 after = rental if rental.state is State.LEAVING else life.leaving(rental, tx.now, reason)
                 changes.append((rental, after.model_copy(update={"stopped_by": began})))
         return changes
-
-    # money
-
-    def settle(self, tx: Transaction) -> None:
-        """Tell the cost monitor what jobs have paid for, and end the reservations of those that are over."""
-        store = Rentals(tx.connection)
-        for payer in store.take_untold():
-            rental = store.of(payer.rental)
-            assert rental is not None and payer.micros is not None
-            if payer.micros:
-                part = SettleRequest(
-                    reservation=payer.reservation, job=payer.job, amount_micros=payer.micros, rental=rental.id,
-                    part=f"{rental.id} {payer.number}", provider=rental.provider,
-                    bill_follows=rental.provider in self._billing,
-                )  # fmt: skip
-                id = f"{payer.reservation}:{rental.id}:{payer.number}"
-                tx.call("budget.settle", part, key=payer.job, id=id, context={"payer": payer.number})
-        for account in store.take_ended():
-            rest = ReleaseRequest(reservation=account.reservation, job=account.job)
-            tx.call("budget.release", rest, key=account.job, id=f"{account.reservation}:release")
-
-    def settled(self, payer: int, tx: Transaction) -> None:
-        """Take in that the cost monitor has a part: only when it has all of them a reservation may end."""
-        Rentals(tx.connection).entered(payer)
-        self.settle(tx)
-
-    def bill(self, rental: Rental, tx: Transaction) -> None:
-        """Tell the cost monitor what the provider charges, beside what the meter says."""
-        assert rental.metered_from is not None and rental.ended_at is not None
-        jobs: dict[str, int] = {}
-        for payer in Rentals(tx.connection).payers(rental.id):
-            jobs[payer.job] = jobs.get(payer.job, 0) + (payer.micros or 0)
-        bill = BillRequest(
-            provider=rental.provider, rental=rental.id, jobs=jobs, billed_micros=rental.billed_micros,
-            since=rental.metered_from, until=max(rental.metered_from, rental.ended_at),  # the clock may have been set back
-        )  # fmt: skip
-        content = hashlib.sha256(bill.model_dump_json().encode()).hexdigest()[:16]
-        tx.call("budget.bill", bill, key=rental.id, id=f"{rental.id}:bill:{content}")
-
-    def report(self, began: datetime, tx: Transaction) -> EmergencyReport:
-        """Return what a freeze has stopped."""
-        store = Rentals(tx.connection)
-        stopped = [
-            StoppedRental(
-                rental=rental.id, provider=rental.provider, cost_micros=meter.reading(rental, tx.now),
-                job=next((payer.job for payer in reversed(store.payers(rental.id))), ""),
-                verified_gone_at=rental.ended_at if rental.state is State.GONE else None,
-            )
-            for rental in store.stopped_by(began)
-        ]  # fmt: skip
-        return EmergencyReport(began_at=began, stopped=stopped, at=tx.now)
 
     def _leases(self, rental: Rental, tx: Transaction) -> list[Lease]:
         return [lease for lease in Leases(tx.connection).live() if lease.machine == rental.machine]
