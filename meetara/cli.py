@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from meetara import complete
+from meetara.commands import budget, data, keys, models, user
+from meetara.commands.options import Base, JobId, Parameters, where
 from meetara.door import Door, Home, Host, Json, LabName, Port, console, run
 from protocol.job import Profile
 
@@ -15,18 +17,9 @@ app = typer.Typer(
     cls=Door, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Train small language models: one request becomes a quantised model that is proven good.",
 )  # fmt: skip
+for name, group in (("budget", budget), ("models", models), ("user", user), ("keys", keys), ("data", data)):
+    app.add_typer(group.app, name=name)
 
-JobId = Annotated[
-    str, typer.Argument(metavar="JOB", help="The job's id (see `meetara jobs`).", autocompletion=complete.jobs)
-]  # fmt: skip
-Base = Annotated[str | None, typer.Option("--base", help="Base model: a folder or hub name.", show_default=False)]
-Parameters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--param", metavar="NAME=VALUE", help="Override a parameter; may be repeated.", show_default=False,
-        autocompletion=complete.parameters,
-    ),
-]  # fmt: skip
 Data = Annotated[
     str,
     typer.Option(
@@ -84,10 +77,6 @@ StoreCheckpoints = Annotated[
     typer.Option("--store-checkpoints", help="Keep checkpoints in the artefact store too, so that another machine can go on."),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train even if the same model is finished or being made already.")]
-
-
-def _where(home: Path | None, host: str | None, port: int | None, lab: str | None) -> dict[str, Any]:
-    return {"home": home, "host": host, "port": port, "lab": lab}
 
 
 @app.command()
@@ -173,10 +162,10 @@ def train(
         "parameters": screen.parameters(param or []), "use_cache": not fresh, "licence": licence,
         "checkpoints": "store" if store_checkpoints else None,
     }  # fmt: skip
-    where = _where(home, host, port, lab)
+    place = where(home, host, port, lab)
     if dry_run:
-        raise typer.Exit(run(quoted.quote(where, fields, as_json=as_json, console=console())))
-    raise typer.Exit(run(screen.train(where, {**fields, "id": id}, detach=detach, as_json=as_json, console=console())))
+        raise typer.Exit(run(quoted.quote(place, fields, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen.train(place, {**fields, "id": id}, detach=detach, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -213,7 +202,7 @@ def quote(
         "providers": provider or None, "untrusted_hosts": untrusted_hosts, "parameters": parameters(param or []),
         "use_cache": not fresh, "checkpoints": "store" if store_checkpoints else None,
     }  # fmt: skip
-    raise typer.Exit(run(screen.quote(_where(home, host, port, lab), fields, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen.quote(where(home, host, port, lab), fields, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -241,7 +230,7 @@ def offers(
         "gpu": gpu, "max_price_usd": max_price, "min_gpu_memory_gb": min_memory, "provider": provider, "region": region,
         "spot": spot, "all": everything,
     }  # fmt: skip
-    raise typer.Exit(run(screen(_where(home, host, port, lab), conditions, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), conditions, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -252,7 +241,7 @@ def route(
     """Tell which domain a sentence belongs to, and how sure that is; nothing is started."""
     from meetara.screens.route import route as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), text, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), text, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -266,7 +255,7 @@ def watch(
     """Watch one job until it ends, or the whole lab; --json gives one line per change."""
     from meetara.screens.watch import watch as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -276,7 +265,7 @@ def jobs(
     """List all jobs."""
     from meetara.screens.jobs import jobs as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), as_json=as_json, console=console())))
 
 
 @app.command()
@@ -286,7 +275,7 @@ def job(
     """Show one job: its state, numbers, gates and events."""
     from meetara.screens.jobs import job as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -296,7 +285,7 @@ def cancel(
     """End a job; what it has finished is kept."""
     from meetara.screens.jobs import cancel as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -311,7 +300,7 @@ def approve(
     """Let a job spend what was quoted, or a budget be raised; signed by the home's key."""
     from meetara.screens.approve import approve as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), job, yes=yes, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), job, yes=yes, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -321,56 +310,7 @@ def refuse(
     """End a job that waits for approval; nothing of it was started."""
     from meetara.screens.approve import refuse as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json, console=console())))
-
-
-budget = typer.Typer(invoke_without_command=True, help="What was spent, what is reserved, what is left; budgets are set here.")
-app.add_typer(budget, name="budget")
-
-
-@budget.callback()
-def show_budget(
-    context: typer.Context,
-    csv: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="Write every entry of the ledger; - is stdout.", show_default=False),
-    ] = None,
-    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Show what was spent, what is reserved and what is left; or set a budget."""
-    from meetara.screens import budget as screen
-
-    if context.invoked_subcommand is not None:
-        return
-    where = _where(home, host, port, lab)
-    if csv is not None:
-        if as_json:
-            raise typer.BadParameter("give --csv or --json")
-        raise typer.Exit(run(screen.export(where, csv, console=console())))
-    raise typer.Exit(run(screen.budget(where, as_json=as_json, console=console())))
-
-
-@budget.command("set", context_settings={"ignore_unknown_options": True})
-def set_budget(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="daily_usd, weekly_usd or monthly_usd.")],
-    usd: Annotated[str, typer.Argument(metavar="USD", help="The new budget, in US dollars.")],
-    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Set a budget: lower at once, higher when it is signed or approved."""
-    from meetara.screens.budget import change as screen
-
-    raise typer.Exit(run(screen(_where(home, host, port, lab), name, usd, as_json=as_json, console=console())))
-
-
-@budget.command()
-def unfreeze(
-    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="Whose bill is explained.")],
-    home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Rent again from a provider whose bill was far from its price; signed by the home's key."""
-    from meetara.screens.budget import unfreeze as screen
-
-    raise typer.Exit(run(screen(_where(home, host, port, lab), provider, as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), job, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -380,7 +320,7 @@ def agents(
     """Show which agents are here, with their slots and machines."""
     from meetara.screens.agents import agents as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), as_json=as_json, console=console())))
 
 
 @app.command()
@@ -469,8 +409,8 @@ def say(
     from meetara.screens import say as screen
 
     saying = screen.Saying(text, domain, profile, emotion)
-    where = _where(home, host, port, lab)
-    raise typer.Exit(run(screen.say(where, saying, out=out, as_json=as_json, console=console())))
+    place = where(home, host, port, lab)
+    raise typer.Exit(run(screen.say(place, saying, out=out, as_json=as_json, console=console())))
 
 
 @app.command()
@@ -480,7 +420,7 @@ def doctor(
     """Check whether this machine can run a lab; exit code 1 and advice where it cannot."""
     from meetara.screens.doctor import doctor as screen
 
-    raise typer.Exit(run(screen(_where(home, host, port, lab), as_json=as_json, console=console())))
+    raise typer.Exit(run(screen(where(home, host, port, lab), as_json=as_json, console=console())))
 
 
 @app.command()
@@ -635,169 +575,6 @@ def gc(
     from meetara.screens.gc import gc as screen
 
     raise typer.Exit(run(screen({"home": home}, models=with_models, yes=yes, as_json=as_json, console=console())))
-
-
-models = typer.Typer(no_args_is_help=True, help="Finished models on this machine, and their cards.")
-app.add_typer(models, name="models")
-
-
-@models.command("list")
-def list_models(home: Home = None, as_json: Json = False) -> None:
-    """List the finished models of a home, the newest first."""
-    from meetara.screens.models import list_models as screen
-
-    raise typer.Exit(screen({"home": home}, as_json=as_json, console=console()))
-
-
-@models.command("fetch")
-def fetch_model(
-    job: JobId, home: Home = None, host: Host = None, port: Port = None, lab: LabName = None, as_json: Json = False
-) -> None:
-    """Bring the finished model of a job that was trained elsewhere into this home."""
-    from meetara.screens.models import fetch_model as screen
-
-    raise typer.Exit(run(screen(_where(home, host, port, lab), job, as_json=as_json)))
-
-
-@models.command("show")
-def show_model(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME", help="A domain, a job, or a .gguf file of the store.", autocompletion=complete.models
-        ),
-    ],
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Show a model's card; --json gives everything that is known of it."""
-    from meetara.screens.models import show_model as screen
-
-    raise typer.Exit(screen({"home": home}, model, as_json=as_json, console=console()))
-
-
-user = typer.Typer(no_args_is_help=True, help="Logins of people from elsewhere.")
-app.add_typer(user, name="user")
-
-UserName = Annotated[str, typer.Argument(metavar="NAME", help="The login.")]
-
-
-@user.command("add")
-def add_user(name: UserName, home: Home = None, as_json: Json = False) -> None:
-    """Make a login and show its password, once."""
-    from meetara.screens.access import add_user as screen
-
-    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
-
-
-@user.command("remove")
-def remove_user(name: UserName, home: Home = None, as_json: Json = False) -> None:
-    """Forget a login and cut its connections."""
-    from meetara.screens.access import remove_user as screen
-
-    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
-
-
-@user.command("list")
-def list_users(home: Home = None, as_json: Json = False) -> None:
-    """List the logins."""
-    from meetara.screens.access import list_users as screen
-
-    raise typer.Exit(screen({"home": home}, as_json=as_json))
-
-
-keys = typer.Typer(no_args_is_help=True, help="Who may spend: keys that sign, and keys that the lab trusts.")
-app.add_typer(keys, name="keys")
-
-KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]
-
-
-@keys.command("make")
-def make_key(
-    name: Annotated[str, typer.Option("--name", help="What the lab calls it.")] = "owner", home: Home = None, as_json: Json = False
-) -> None:
-    """Make this home's key; its lab trusts it, and what is sent from this home is signed."""
-    from meetara.screens.keys import make as screen
-
-    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
-
-
-@keys.command("add")
-def add_key(
-    name: KeyName,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The public key, as `meetara keys make` has shown it.")],
-    home: Home = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Let the lab trust a key that was made elsewhere."""
-    from meetara.screens.keys import add as screen
-
-    raise typer.Exit(screen({"home": home}, name, key, as_json=as_json))
-
-
-@keys.command("remove")
-def remove_key(name: KeyName, home: Home = None, as_json: Json = False) -> None:
-    """Let the lab trust a key no more; what it has signed goes on."""
-    from meetara.screens.keys import remove as screen
-
-    raise typer.Exit(screen({"home": home}, name, as_json=as_json))
-
-
-@keys.command("list")
-def list_keys(home: Home = None, as_json: Json = False) -> None:
-    """List the keys that the lab trusts, and the home's own."""
-    from meetara.screens.keys import list_keys as screen
-
-    raise typer.Exit(screen({"home": home}, as_json=as_json))
-
-
-@keys.command("sign")
-def sign_request(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A request as JSON.")],
-    id: Annotated[str | None, typer.Option("--id", help="The job's id; default: the request's, or a new one.", show_default=False)] = None,
-    home: Home = None, lab: LabName = None, as_json: Json = False,
-) -> None:  # fmt: skip
-    """Print a request with its signature, to be published with any MQTT client."""
-    from meetara.screens.keys import sign as screen
-
-    raise typer.Exit(screen({"home": home, "lab": lab}, file, id))
-
-
-data = typer.Typer(no_args_is_help=True, help="Data sets, before anything is trained on them.")
-app.add_typer(data, name="data")
-
-
-@data.command("check")
-def check_data(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="Rows: a path, a URI, or a hub's owner/name.", show_default=False,
-            autocompletion=complete.data_sets,
-        ),
-    ],
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            "--eval-data", help="Rows to evaluate on; default: a split.", show_default=False, autocompletion=complete.data_sets
-        ),
-    ] = None,
-    tier: Annotated[
-        str | None,
-        typer.Option("--tier", help="Whose base and parameters count.", show_default=False, autocompletion=complete.tiers),
-    ] = None,
-    base: Base = None,
-    param: Parameters = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 when there are warnings.")] = False,
-    home: Home = None,
-    as_json: Json = False,
-) -> None:
-    """Count, measure and look for what is suspicious; exit code 2 when it cannot be trained on."""
-    from meetara.screens import data as screen
-    from meetara.screens.train import parameters
-
-    options = {"eval_data": eval_data, "tier": tier, "base": base, "parameters": parameters(param or [])}
-    shown = screen.check({"home": home}, file, options, strict=strict, as_json=as_json, console=console())
-    raise typer.Exit(run(shown))
 
 
 if __name__ == "__main__":
