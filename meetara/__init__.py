@@ -10,7 +10,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from meetara.lab import Agent, Job, Lab
+    from meetara.job import Job
+    from meetara.lab import Agent, Lab
 
 __all__ = ["Agent", "Job", "Lab"]
 

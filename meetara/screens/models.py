@@ -15,7 +15,8 @@ from configs import Settings
 from meetara import models, show
 from meetara.door import OK, emit
 from meetara.fetch import fetch
-from meetara.lab import Lab, check
+from meetara.job import check
+from meetara.lab import Lab
 from protocol import Code, LabError
 
 HEAD = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)

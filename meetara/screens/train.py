@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from meetara.door import FAILED, INTERRUPTED, OK, WRONG, emit, tell
-from meetara.lab import Lab, check
+from meetara.job import check
+from meetara.lab import Lab
 from meetara.screens import live, result
 from protocol import Code, JobSnapshot, LabError, State, uuid7
 

@@ -16,7 +16,8 @@ from rich.text import Text
 from bus.tasks import end, within
 from meetara.board import Board
 from meetara.door import FAILED, OK, WRONG, emit
-from meetara.lab import Job, Lab
+from meetara.job import Job
+from meetara.lab import Lab
 from meetara.news import Link, News
 from meetara.screens import live, result
 from meetara.screens.board import Picture

@@ -13,7 +13,8 @@ import pytest
 
 from bus.session import Session
 from meetara import cli
-from meetara.lab import Job, Lab, base_name, check, data_uri
+from meetara.job import Job, check
+from meetara.lab import Lab, base_name, data_uri
 from protocol import Code, JobSnapshot, LabError, Progress, State, Topics, TrainRequest
 from protocol.job import Gate, Stage
 from protocol.machine import Card, Presence
