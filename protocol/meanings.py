@@ -9,7 +9,7 @@ MEANINGS = {
     "budget_usd": "most that the job may cost", "cap_micros": "the limit, in micro-dollars",
     "category": "the domain's category", "choice": "the offer that was taken", "code": "see the table in bus.md",
     "confidence": "0 to 1", "context": "where it was said", "cores": "physical cores", "cost_p50_micros": "likely cost",
-    "cost_p90_micros": "cost that nine in ten jobs stay below", "cost_usd": "what it has cost so far; null: not known",
+    "cost_p90_micros": "cost that nine in ten jobs stay below", "cost_usd": "price x time under lease so far; a rented machine's boot and idle time stand in the ledger alone; null: not known",
     "data": "further facts", "detail": "how the value came about", "device": "what the machine has",
     "digest": "sha256 of the request's canonical JSON", "disk_free_bytes": "free where jobs are kept",
     "domain": "one of the lab's domains", "domain_category": "the domain's category",
