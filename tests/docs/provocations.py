@@ -67,7 +67,8 @@ from configs.tiers import GateRule
 from meetara import lab as lab_module
 from meetara import models
 from meetara.home import hold
-from meetara.lab import Lab, check, checked
+from meetara.job import check
+from meetara.lab import Lab, checked
 from meetara.screens.train import parameters
 from meetara.supervise import Supervisor
 from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest
