@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +14,7 @@ from agents.gpu_orchestrator.providers.registry import open_providers
 from agents.gpu_orchestrator.rentals import admission
 from agents.gpu_orchestrator.rentals.keeper import TICK, Admission
 from agents.gpu_orchestrator.rentals.life import Limits
+from agents.gpu_orchestrator.rentals.owner import REPLACED
 from bus import Wiring, certs
 from bus.address import is_loopback
 from configs import Configs, accounts
@@ -36,6 +38,7 @@ class Clouds:
         limits: how long things may take.
         tick: seconds between two looks at the rentals.
         closed: why nothing more is rented; empty: it is. What is rented already is kept, billed and ended all the same.
+        replaced: fingerprints of earlier keys that the lab's owner answers for.
     """
 
     providers: Mapping[str, Provider]
@@ -44,6 +47,23 @@ class Clouds:
     limits: Limits = field(default_factory=Limits)
     tick: float = TICK
     closed: str = ""
+    replaced: frozenset[str] = frozenset()
+
+
+def replaced(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the fingerprints of keys whose account the present keys have, or whose machines the owner has ended.
+
+    Raises:
+        LabError: CONFIGURATION; something in it is none, perhaps a key, so it is not told.
+    """
+    words = environment.get(REPLACED, "").replace(",", " ").split()
+    if not all(re.fullmatch("[0-9a-f]{16}", word) for word in words):
+        raise LabError(
+            Code.CONFIGURATION, f"{REPLACED} holds something that is no fingerprint of a key.",
+            advice="Give the 16 hexadecimal digits that the provider's status names, several with commas between them; never a key.",
+            field=REPLACED,
+        )  # fmt: skip
+    return frozenset(words)
 
 
 def given(environment: Mapping[str, str]) -> dict[str, str]:
@@ -99,4 +119,7 @@ def open_clouds(wiring: Wiring, configs: Configs, environment: Mapping[str, str]
         setup=timedelta(seconds=terms.provisioning_seconds), boot=timedelta(seconds=terms.boot_seconds),
         idle=timedelta(seconds=terms.idle_seconds),
     )  # fmt: skip
-    return Clouds(open_providers(keys), entrance, settings.worker_image or "", limits=limits, closed=closed)
+    return Clouds(
+        open_providers(keys), entrance, settings.worker_image or "", limits=limits, closed=closed,
+        replaced=replaced(environment),
+    )  # fmt: skip

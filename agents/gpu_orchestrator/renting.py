@@ -23,6 +23,7 @@ from agents.gpu_orchestrator.market.desk import Desk
 from agents.gpu_orchestrator.providers.provider import Instance, ProviderError
 from agents.gpu_orchestrator.rentals.keeper import Keeper
 from agents.gpu_orchestrator.rentals.office import Asking, Office
+from agents.gpu_orchestrator.rentals.owner import out_of_sight
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import Answer, Transaction, Wiring
@@ -97,8 +98,9 @@ class Renting:
             frozenset(clouds.providers), clouds.closed,
         )  # fmt: skip
         self._keeper = Keeper(
-            clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick
-        )
+            clouds.providers, self, clouds.admission, prefix=prefix, image=clouds.image, limits=clouds.limits, tick=clouds.tick,
+            replaced=clouds.replaced,
+        )  # fmt: skip
         host.timer_handlers["extend"] = self._extend_due
         host.watch(host.topics.of("cost_mode"), self._mode_heard)
 
@@ -308,12 +310,15 @@ class Renting:
         rented = Rentals(tx.connection).living(provider)
         leased = {lease.machine for lease in Leases(tx.connection).live()}
         free = sum(1 for rental in rented if rental.state is State.READY and rental.machine not in leased)
-        trouble = self._trouble.get(provider, "")
+        unseen = [rental for rental in rented if rental.unseen_by]
+        trouble = out_of_sight(provider, unseen) if unseen else self._trouble.get(provider, "")
         status = ProviderStatus(
             provider=provider, status="degraded" if trouble else "up", slots=len(rented), free=free, reason=trouble, at=tx.now
         )
         told = self._told.get(provider)
         if told is None or told.model_copy(update={"at": status.at}) != status:
+            if unseen and (told is None or told.reason != trouble):
+                self.log.error("machines out of sight", provider=provider, reason=trouble)
             self._told[provider] = status
             tx.publish("provider_status", status, provider=provider)
 

@@ -111,6 +111,7 @@ class Cloud(ABC):
         end_seconds: from terminate until it is gone.
         billing_factor: what is charged per dollar of the price; 8 is a vendor that bills eight times its quote.
         rate: requests per second that are let through; None: all.
+        account: tells several accounts at one vendor apart; instances of two never have the same id.
     """
 
     vendor: ClassVar[str]
@@ -118,13 +119,14 @@ class Cloud(ABC):
     def __init__(
         self, clock: Clock | None = None, *, boot: Callable[[Instance, dict[str, str]], Process | None] | None = None,
         stock: Iterable[Stock] | None = None, boot_seconds: float = 30, end_seconds: float = 5, billing_factor: int = 1,
-        rate: float | None = None, key: str = "test-key-0123456789abcdef",
+        rate: float | None = None, key: str = "test-key-0123456789abcdef", account: int = 0,
     ) -> None:  # fmt: skip
         self.clock: Clock = clock or VirtualClock()
         self.boot = boot
         self.stock = {item.id: replace(item) for item in (self.usual_stock() if stock is None else stock)}
         self.boot_seconds, self.end_seconds, self.billing_factor, self.rate = boot_seconds, end_seconds, billing_factor, rate
         self.key: str | None = key
+        self.account_id = 4711 + account
         self._own_key = key
         self.instances: dict[str, Instance] = {}
         self.faults = Faults()
@@ -140,7 +142,7 @@ class Cloud(ABC):
         self._said: Response | None = None
         self._waiting: set[str] = set()
         self._ignores = False
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1 + 1000 * account)
         self._last_request: datetime | None = None
         self._lock = threading.RLock()
         self._server: Server | None = None
@@ -188,7 +190,7 @@ class Cloud(ABC):
     # what a test does to it
 
     def fail(self, call: str, fault: Fault, times: int | None = 1) -> None:
-        """Let calls fail: `listings`, `launch`, `list`, `status`, `terminate`, `billed`, or `*` for any. See `Faults.plan`."""
+        """Let calls fail: `listings`, `launch`, `list`, `status`, `terminate`, `billed`, `account`, or `*` for any. See `Faults.plan`."""
         self.faults.plan(call, fault, times)
 
     def say(self, response: Response) -> None:
@@ -209,6 +211,10 @@ class Cloud(ABC):
     def revoke(self) -> None:
         """Take the key back: every call is refused as unauthorised."""
         self.key = None
+
+    def rotate(self, key: str) -> None:
+        """Replace the account's key by another one of the same account."""
+        self.key = self._own_key = key
 
     def sell_out(self, *ids: str) -> None:
         """Let there be none of these (none: of anything) from now on."""
@@ -270,7 +276,7 @@ class Cloud(ABC):
 
     @abstractmethod
     def name(self, request: Request) -> str:
-        """Return the name of a call: listings, launch, list, status, terminate, billed, or another word."""
+        """Return the name of a call: listings, launch, list, status, terminate, billed, account, or another word."""
 
     @abstractmethod
     def answer(self, call: str, request: Request) -> Response:

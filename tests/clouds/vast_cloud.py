@@ -47,6 +47,8 @@ class VastCloud(Cloud):
                 return "list"
             case "GET", "/api/v0/charges":
                 return "billed"
+            case "GET", "/api/v0/users/current":
+                return "account"
             case "PUT", path if path.startswith("/api/v0/asks/"):
                 return "launch"
             case "GET", path if path.startswith("/api/v0/instances/"):
@@ -70,6 +72,8 @@ class VastCloud(Cloud):
                 return Response(200, {"success": True, "msg": "Instance destroyed successfully"})
             case "billed":
                 return Response(200, self._charges(request))
+            case "account":
+                return Response(200, {"id": self.account_id, "key_id": 1, "email": "owner@lab.example", "balance": 10.0})
         raise Refusal(self.refusal("absent", request))
 
     def empty(self, call: str) -> Response:

@@ -45,7 +45,9 @@ from agents.gguf_factory.loop import Settings as TrainingSettings
 from agents.gguf_factory.rows import Schedule
 from agents.gguf_factory.work import make_plan
 from agents.gguf_factory.worker import worker_of
+from agents.gpu_orchestrator.clouds import replaced
 from agents.gpu_orchestrator.market import desk
+from agents.gpu_orchestrator.rentals.owner import REPLACED, out_of_sight
 from agents.router import core
 from bus import BrokerAddress, Client, Wiring, workers
 from bus import certs as bus_certs
@@ -80,6 +82,7 @@ from protocol.signature import signed_text, submission
 from tests.agents.gguf_factory.families import byte_level
 from tests.agents.gguf_factory.tiny import network
 from tests.agents.gguf_factory.tiny import rows as rows_of_tokens
+from tests.agents.gpu_orchestrator.rentals.test_life import rental
 from tests.conftest import PlainBroker
 
 AT = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -105,6 +108,11 @@ def error_of(act: Callable[[], Any]) -> str:
     except LabError as error:
         return str(error)
     raise AssertionError("it raised nothing")
+
+
+def another_account(ground: Ground) -> str:
+    """A rental of a key that was replaced."""
+    return out_of_sight("vast", [rental().model_copy(update={"key": "0123456789abcdef"})])
 
 
 def rows(ground: Ground, content: str | bytes, name: str = "sleep.jsonl") -> Path:
@@ -688,6 +696,8 @@ PROVOCATIONS: dict[str, Callable[[Ground], str]] = {
     "A vendor's address is not encrypted": lambda ground: error_of(
         lambda: accounts.read({"VAST_API_KEY": "k", "VAST_API_URL": "http://proxy.example"})
     ),
+    "A vendor's key is of another account": another_account,
+    "A fingerprint is none": lambda ground: error_of(lambda: replaced({REPLACED: "a-secret-key"})),
     "The disk is too small": no_space,
     "A part of the home is full": full_room,
     "The memory is too small": no_memory,

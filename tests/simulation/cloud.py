@@ -90,11 +90,21 @@ class Vendor:
 
     def __init__(self, world: World, seller: Seller) -> None:
         self.world, self.seller = world, seller
-        self.cloud = VENDORS[seller.vendor](self.clock, boot=self._boot, boot_seconds=40, billing_factor=seller.billing_factor)
+        self.accounts: list[Cloud] = []
+        self.open_account()
+        self._tick()
+
+    def open_account(self) -> None:
+        """Let the lab have the key of a new account, from its next start on."""
+        number = len(self.accounts)
+        self.cloud = VENDORS[self.seller.vendor](
+            self.clock, boot=self._boot, boot_seconds=40, billing_factor=self.seller.billing_factor,
+            key=f"key-of-account-{number}", account=number,
+        )  # fmt: skip
         self.cloud.chance = self._chance
         for stock in self.cloud.stock.values():
-            stock.free = seller.capacity
-        self._tick()
+            stock.free = self.seller.capacity
+        self.accounts.append(self.cloud)
 
     def clock(self) -> datetime:
         """The vendor's clock is right."""
@@ -107,7 +117,8 @@ class Vendor:
         return open_providers({self.seller.vendor: self.cloud.account()}, orchestrator.clock, line)[self.seller.vendor]
 
     def _tick(self) -> None:
-        self.cloud.move()
+        for cloud in self.accounts:
+            cloud.move()
         self.world.at(self.world.now + 1.0, self._tick)
 
     def _chance(self, call: str) -> Fault | None:
@@ -133,13 +144,13 @@ class Vendor:
             RentedFactory, configs=self.world.configs, provider=seller.vendor, gpu=stock.gpu if stock.gpus else "", gpu_gib=gib
         )
         if not self.world.healed and dice.random() < seller.preempted:
-            self.world.at(self.world.now + dice.uniform(5, 120), partial(self._preempt, instance))
+            self.world.at(self.world.now + dice.uniform(5, 120), partial(self._preempt, self.cloud, instance))
         return Booted(self.world, self.world.rented(worker_name(self.world.tokens[environment[VARIABLE]]), build))
 
-    def _preempt(self, instance: Instance) -> None:
+    def _preempt(self, cloud: Cloud, instance: Instance) -> None:
         if instance.state in ("booting", "running"):
             self.world.counts["preempted"] += 1
-            self.cloud.preempt(instance.id)
+            cloud.preempt(instance.id)
 
 
 class Gate:

@@ -315,13 +315,13 @@ class Invariants:
         total = 0
         for vendor in self.world.vendors:
             name = vendor.seller.vendor
-            living = [instance.id for instance in vendor.cloud.living()]
+            living = [instance.id for cloud in vendor.accounts for instance in cloud.living()]
             self._must(not living, f"{name}: {living} still cost money")
             rows = monitor.read(f"SELECT * FROM entries WHERE provider = '{name}' AND kind IN ('part', 'settle', 'correct')")
-            spent, invoice = sum(row["amount_micros"] for row in rows), vendor.cloud.bill()
+            spent, invoice = sum(row["amount_micros"] for row in rows), sum(cloud.bill() for cloud in vendor.accounts)
             total += invoice
             if vendor.provider().bills:
-                rounding = 1000 * len(vendor.cloud.instances) if name == "vast" else 0  # it charges in steps of $0.001
+                rounding = 1000 * sum(len(cloud.instances) for cloud in vendor.accounts) if name == "vast" else 0  # it charges in steps of $0.001
                 self._must(abs(spent - invoice) <= rounding, f"{name} charges {invoice}, the ledger says {spent}")
             else:
                 self._must(spent >= invoice, f"{name} charges {invoice}, the own meter says {spent}")

@@ -169,6 +169,49 @@ def test_a_revoked_key_is_told_and_its_machine_is_ended_once_it_is_mended() -> N
     assert world.rentals[0]["state"] == "gone"
 
 
+@pytest.mark.parametrize(("seller", "mend"), [("vast", "the old key"), ("lambda", "the owner's word")])
+def test_a_machine_that_the_key_of_another_account_does_not_show_is_kept_in_the_books_until_it_is_mended(seller: str, mend: str) -> None:
+    held: dict[str, Any] = {}
+
+    def other(world: World) -> None:
+        world.vendors[0].open_account()
+        world.nodes["gpu_orchestrator"].kill(1.0)
+
+    def look(world: World) -> None:
+        orchestrator, monitor = world.nodes["gpu_orchestrator"], world.nodes["cost_monitor"]
+        first = json.loads(orchestrator.read("SELECT record FROM rentals ORDER BY record ->> 'created_at'")[0]["record"])
+        held.update(state=first["state"], reserved=[row[0] for row in monitor.read("SELECT reservation FROM open_reservations")], key=first["key"])
+        words = [json.loads(m.payload) for m in world.said if m.topic.endswith(f"provider/{seller}/status") and m.payload]
+        held.update(status=words[-1]["status"], reason=words[-1]["reason"], living=len(world.vendors[0].accounts[0].living()))
+
+    def mended(world: World) -> None:
+        vendor = world.vendors[0]
+        old = vendor.accounts[0]
+        if mend == "the old key":
+            vendor.cloud = old
+        else:
+            old.end(old.living()[0])
+            world.replaced = frozenset({held["key"]})
+        world.nodes["gpu_orchestrator"].kill(1.0)
+
+    plan = Plan(requests=(JOB, Request(at=1500, paid=True)), sellers=(Seller(seller),), trouble=4500, affordable=20)
+    world = live(plan, (48, other), (300, look), (320, mended))
+    assert (held["state"], held["living"], held["status"]) == ("ending", 1, "degraded")
+    assert "job-0:budget.reserve" in held["reserved"], "what its job owes is not known yet"
+    assert "Put the old key back" in held["reason"] and held["key"] in held["reason"] and "key-of" not in held["reason"]
+    assert states(world) == ["done", "done"] and [rental["state"] for rental in world.rentals] == ["gone", "gone"]
+    assert len(world.vendors[0].accounts[1].instances) == 1, "the second job was not given to it, though its worker is there"
+
+
+def test_a_key_that_was_rotated_within_its_account_changes_nothing() -> None:
+    def rotated(world: World) -> None:
+        cloud(world).rotate("key-of-account-0-rotated")
+        world.nodes["gpu_orchestrator"].kill(1.0)
+
+    world = live(Plan(requests=(JOB,), sellers=(Seller("runpod"),), trouble=1500), (48, rotated))
+    assert states(world) == ["done"] and facts(world, "interrupted") == [] and len(world.rentals) == 1
+
+
 def test_a_host_with_less_memory_than_it_sold_is_not_kept_nor_taken_again() -> None:
     world = live(Plan(seed=3, requests=(JOB,), sellers=(Seller("vast", lies=1.0),), trouble=600))
     assert states(world) == ["done"]

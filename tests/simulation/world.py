@@ -243,6 +243,7 @@ class World:
         configs = self.configs = configuration(plan.slots, plan.affordable, plan.cap_usd)
         self.healed = False
         self.tokens: dict[str, str] = {}
+        self.replaced: frozenset[str] = frozenset()
         if plan.sellers:
             self.key = keys.make(self.home / "person")
             keys.trust(self.home / keys.FOLDER, "person", self.key.public)
@@ -260,7 +261,7 @@ class World:
 
     def _orchestrator(self, wiring: Wiring) -> GpuOrchestratorAgent:
         providers = {vendor.seller.vendor: vendor.provider() for vendor in self.vendors}
-        clouds = Clouds(providers, Gate(self), "worker", limits=LIMITS) if providers else None
+        clouds = Clouds(providers, Gate(self), "worker", limits=LIMITS, replaced=self.replaced) if providers else None
         return GpuOrchestratorAgent(wiring, self.configs, clouds)
 
     # time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -97,6 +98,7 @@ class Api:
         self.provider = provider
         self.clock = clock
         self._key = key
+        self.fingerprint = fingerprint(key)
         self._pause = pause
         self._url = url.rstrip("/")
         loopback = httpx2.URL(url).host in ("127.0.0.1", "::1", "localhost")
@@ -211,6 +213,11 @@ class Api:
             except (ValueError, TypeError):  # TypeError: a date without a zone
                 return None
         return min(max(seconds, 1.0), LONGEST_WAIT_S)
+
+
+def fingerprint(key: SecretStr) -> str:
+    """Return 64 bits of a key's SHA-256: vendors' keys are long random strings, so no guess meets one and nothing leads back."""
+    return hashlib.sha256(key.get_secret_value().encode()).hexdigest()[:16]
 
 
 def _no_number(text: str) -> NoReturn:

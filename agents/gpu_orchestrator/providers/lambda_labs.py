@@ -129,7 +129,12 @@ class LambdaLabs:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:  # fmt: skip
         self._api = Api(self.name, url, key, clock, pause=1.0, transport=transport)
+        self.fingerprint = self._api.fingerprint
         self._ssh_key = ssh_key
+
+    async def account(self) -> str | None:
+        """Return None: no version of the API tells it."""
+        return None
 
     async def listings(self) -> Sequence[Listing]:
         answer = await self._get("/instance-types")

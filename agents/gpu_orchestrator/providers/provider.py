@@ -124,6 +124,11 @@ class Provider(Protocol):
     name: str
     bills: bool
     """Whether it tells what it has charged."""
+    fingerprint: str
+    """Tells its key from others without telling the key."""
+
+    async def account(self) -> str | None:
+        """Return the vendor's id of the key's account, the same for all keys of it; None: the vendor does not tell."""
 
     async def listings(self) -> Sequence[Listing]:
         """Return what can be rented now."""

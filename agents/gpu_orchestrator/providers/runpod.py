@@ -117,6 +117,11 @@ class RunPod:
     ) -> None:  # fmt: skip
         self._api = Api(self.name, url, key, clock, transport=transport)
         self._spot = Api(self.name, spot_url, key, clock, transport=transport)
+        self.fingerprint = self._api.fingerprint
+
+    async def account(self) -> str | None:
+        """Return None: v2 does not tell it, v1 only with a pod (`consumerUserId`), and who sees the pod needs no id."""
+        return None
 
     async def listings(self) -> Sequence[Listing]:
         """Return the GPUs of both clouds, one to a pod. Spot prices are in neither API, so there are no spot listings."""

@@ -118,6 +118,10 @@ class _Charges(Row):
     next_token: str | None = None
 
 
+class _User(Row):
+    id: int
+
+
 class Vast:
     """One account at Vast.ai."""
 
@@ -128,6 +132,13 @@ class Vast:
         self, key: SecretStr, clock: Callable[[], datetime], *, url: str, transport: httpx2.AsyncBaseTransport | None = None
     ) -> None:
         self._api = Api(self.name, url, key, clock, transport=transport)
+        self.fingerprint = self._api.fingerprint
+
+    async def account(self) -> str | None:
+        answer = await self._api.call("GET", "/api/v0/users/current")
+        if answer.status != 200:
+            raise self._error(answer)
+        return str(self._api.read(_User, answer).id)
 
     async def listings(self) -> Sequence[Listing]:
         asked = {

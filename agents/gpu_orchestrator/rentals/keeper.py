@@ -10,12 +10,15 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 from agents.gpu_orchestrator.providers.provider import Instance, Order, Phase, Provider, ProviderError, Unknown
 from agents.gpu_orchestrator.rentals import life
 from agents.gpu_orchestrator.rentals.life import Act, Limits
+from agents.gpu_orchestrator.rentals.owner import Owner
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import Transaction
@@ -82,16 +85,19 @@ class Keeper:
         prefix: what the tags of this lab's instances begin with; nothing else is ever touched.
         image: container image of the worker.
         tick: seconds between two looks.
+        replaced: fingerprints of earlier keys that the lab's owner answers for.
     """
 
     def __init__(
         self, providers: Mapping[str, Provider], books: Books, admission: Admission, *,
         prefix: str, image: str, limits: Limits, tick: float = TICK, reap: timedelta = REAP,
+        replaced: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.providers = providers
         self._books, self._admission = books, admission
         self._prefix, self._image, self._limits = prefix, image, limits
         self._tick, self._reap = tick, reap
+        self._owners = {name: Owner(provider.fingerprint, replaced=replaced) for name, provider in providers.items()}
         self._wake = {name: asyncio.Event() for name in providers}
         self._flying: dict[str, asyncio.Task[None]] = {}
         self._logins: set[str] = set()
@@ -174,13 +180,13 @@ class Keeper:
         except ProviderError as error:
             await self._apply(rental, life.refused, error)
         else:
-            await self._apply(rental, life.launched, instance)
+            await self._apply(rental, partial(life.launched, owner=self._owners[provider.name]), instance)
 
     async def _look(self, provider: Provider, rental: Rental, act: Act) -> None:
-        id = rental.instance
+        id, owner = rental.instance, self._owners[provider.name]
         try:
             if act is Act.FIND or id is None:
-                await self._apply(rental, life.found, await provider.list(rental.tag))
+                await self._apply(rental, partial(life.found, owner=owner), await provider.list(rental.tag))
                 return
             if act is Act.TERMINATE:
                 await provider.terminate(id)
@@ -188,12 +194,13 @@ class Keeper:
         except ProviderError as error:
             await self._apply(rental, life.failed, error)
         else:
-            await self._apply(rental, life.terminated if act is Act.TERMINATE else life.seen, instance)
+            await self._apply(rental, partial(life.terminated if act is Act.TERMINATE else life.seen, owner=owner), instance)
 
     async def _ask_bill(self, provider: Provider, rental: Rental) -> None:
         assert rental.instance is not None and rental.metered_from is not None
+        shown = self._owners[provider.name].speaks_for(rental)  # no other account is charged for it
         try:
-            micros = await provider.billed(rental.instance, rental.metered_from)
+            micros = await provider.billed(rental.instance, rental.metered_from) if shown else None
         except ProviderError as error:
             await self._apply(rental, life.failed, error)
         else:
@@ -206,7 +213,7 @@ class Keeper:
             stored = store.of(rental.id)
             if stored is None or stored.state is not State.ORDERED:
                 return []
-            return [self._store(store, stored, life.asked(stored, self._books.now()), tx)]
+            return [self._store(store, stored, life.asked(stored, self._books.now(), self._owners[stored.provider]), tx)]
 
     async def _apply(self, rental: Rental, change: Callable[[Rental, Any, datetime, Limits], Rental], answer: object) -> None:
         """Apply what a call answered to the rental as it is when the store takes it."""
@@ -272,6 +279,7 @@ class Keeper:
 
     async def reap(self, provider: Provider) -> None:
         """Compare a provider's instances with the books: what nobody knows, or what should be gone, is terminated."""
+        await self._identify(provider)
         asked_at = self._books.now()
         try:
             listed: Sequence[Instance] = await provider.list(self._prefix)
@@ -286,6 +294,13 @@ class Keeper:
                 await provider.terminate(instance.id)
             except ProviderError as error:
                 self._books.trouble(provider.name, error)  # the next look finds it again
+
+    async def _identify(self, provider: Provider) -> None:
+        """Ask once whose the key is; without an answer the next reaping asks again."""
+        owner = self._owners[provider.name]
+        if not owner.account:
+            with suppress(ProviderError):  # whatever it is, the list is asked for next and tells it
+                self._owners[provider.name] = replace(owner, account=await provider.account() or "")
 
     def _compare(self, name: str, listed: Sequence[Instance], asked_at: datetime, twins: list[Instance]) -> None:
         """Compare what a provider lists with the books."""
@@ -303,6 +318,6 @@ class Keeper:
                 before = store.of(instance.tag.removeprefix(self._prefix))
                 if before is not None and before.ended_at is not None and before.ended_at >= asked_at:
                     continue  # the list is older than its end
-                after = life.orphan(instance, before, instance.tag.removeprefix(self._prefix), now)
+                after = life.orphan(instance, before, instance.tag.removeprefix(self._prefix), now, self._owners[name])
                 self._books.orphan(instance, tx)
                 self._store(store, before or after.into(State.GONE, now), after, tx)

@@ -2,7 +2,7 @@
 
 `due` tells the one call that is due; the others turn what came back into the next state. The order of the
 steps is the order of safety: a launch is written down as uncertain before it is asked for, and only the provider's word,
-twice and some time apart, makes anything gone.
+twice and some time apart, makes anything gone, and only its word to the account that rented it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from agents.gpu_orchestrator.providers.provider import Instance, Phase, ProviderError, RateLimited
 from agents.gpu_orchestrator.rentals import meter
+from agents.gpu_orchestrator.rentals.owner import Owner
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from protocol.access import worker_name
 from protocol.machine import Device, Listing
@@ -67,6 +68,8 @@ class Act(StrEnum):
     BILL = "bill"
 
 
+UNKNOWN = Owner()
+"""Of providers without keys."""
 TRUE_MEMORY = 0.9
 """Share of the listed GPU memory that must be there: drivers keep up to a tenth of it from what they report."""
 
@@ -123,16 +126,16 @@ def ending(rental: Rental, now: datetime, reason: str, fault: str = "") -> Renta
     return rental.into(State.ENDING, now, **told)
 
 
-def asked(rental: Rental, now: datetime) -> Rental:
+def asked(rental: Rental, now: datetime, owner: Owner = UNKNOWN) -> Rental:
     """Return an ordered rental as it must be stored before its launch is asked for."""
-    return rental.into(State.UNCERTAIN, now, metered_from=now)
+    return rental.into(State.UNCERTAIN, now, metered_from=now, **owner.mark(rental))
 
 
-def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits) -> Rental:
-    """Take in the provider's word that the rental exists."""
+def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits, owner: Owner = UNKNOWN) -> Rental:
+    """Take in the provider's word that the rental exists: whoever is shown it is of its account."""
     if rental.state is State.GONE:
         return rental
-    known = {"instance": instance.id, "missed_at": None, "failures": 0, "error": ""}
+    known = {"instance": instance.id, "missed_at": None, "failures": 0, "error": "", **owner.mark(rental)}
     if instance.price_micros_per_hour:  # a price of nothing is none
         known["price_micros_per_hour"] = instance.price_micros_per_hour
     rental = rental.model_copy(update=known)
@@ -143,50 +146,58 @@ def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits) 
     return rental
 
 
-def found(rental: Rental, listed: Sequence[Instance], now: datetime, limits: Limits) -> Rental:
+def found(rental: Rental, listed: Sequence[Instance], now: datetime, limits: Limits, owner: Owner = UNKNOWN) -> Rental:
     """Take in what the provider lists, looking for a rental whose id is not known."""
     mine = [instance for instance in listed if instance.tag == rental.tag]
     living = [instance for instance in mine if instance.phase is not Phase.GONE]
     if living:
-        return launched(rental, living[0], now, limits)
-    return missed(rental, now, limits)
+        return launched(rental, living[0], now, limits, owner)
+    return missed(rental, now, limits, owner)
 
 
-def seen(rental: Rental, instance: Instance | None, now: datetime, limits: Limits) -> Rental:
+def seen(rental: Rental, instance: Instance | None, now: datetime, limits: Limits, owner: Owner = UNKNOWN) -> Rental:
     """Take in what the provider says of the instance; None: that it has none such."""
     if instance is None:
-        return missed(rental, now, limits)
+        return missed(rental, now, limits, owner)
     if instance.phase is Phase.GONE:
         return gone(rental, now, limits)
-    rental = launched(rental, instance, now, limits)
+    rental = launched(rental, instance, now, limits, owner)
     if instance.phase is Phase.STOPPING and rental.open:
         return ending(rental, now, "the provider is taking it away", fault="it was taken away")
     pause = limits.look if rental.state is State.READY else limits.pause
     return rental.model_copy(update={"next_at": now + pause})
 
 
-def terminated(rental: Rental, instance: Instance | None, now: datetime, limits: Limits) -> Rental:
+def terminated(rental: Rental, instance: Instance | None, now: datetime, limits: Limits, owner: Owner = UNKNOWN) -> Rental:
     """Take in what the provider says of an instance after its end was asked for."""
     if instance is not None and instance.phase is Phase.GONE:
         return gone(rental, now, limits)
     if instance is None:
-        return missed(rental, now, limits)
-    return rental.model_copy(update={"next_at": now + limits.pause, "missed_at": None, "failures": 0})
+        return missed(rental, now, limits, owner)
+    update = {"next_at": now + limits.pause, "missed_at": None, "failures": 0, **owner.mark(rental)}
+    return rental.model_copy(update=update)
 
 
-def missed(rental: Rental, now: datetime, limits: Limits) -> Rental:
-    """The provider has no such instance: twice, some time apart, makes it true."""
+def missed(rental: Rental, now: datetime, limits: Limits, owner: Owner = UNKNOWN) -> Rental:
+    """The provider has no such instance: twice, some time apart, makes it true, unless it may mean another account's."""
     if rental.state is State.GONE:
         return rental
     wait = limits.gone if rental.state is State.ENDING and rental.instance else limits.absent
     if rental.missed_at is not None and now - rental.missed_at >= wait:
-        return gone(rental, now, limits)
+        return gone(rental, now, limits) if owner.speaks_for(rental) else unseen(rental, now, limits, owner)
     first = rental.missed_at or now
     again = min(first + wait, now + limits.pause) if now < first + wait else now
     return rental.model_copy(update={"missed_at": first, "next_at": again, "failures": 0})
 
 
-def orphan(instance: Instance, known: Rental | None, id: str, now: datetime) -> Rental:
+def unseen(rental: Rental, now: datetime, limits: Limits, owner: Owner) -> Rental:
+    """The present key does not show it, and may be another account's: nothing is proved, so it is to end until something is."""
+    if rental.open:
+        rental = leaving(rental, now, f"the present key of {rental.provider} does not show it, and may be another account's")
+    return rental.model_copy(update={"unseen_by": owner.key, "missed_at": None, "next_at": now + limits.look, "failures": 0})
+
+
+def orphan(instance: Instance, known: Rental | None, id: str, now: datetime, owner: Owner = UNKNOWN) -> Rental:
     """Return a rental for an instance that should not be: it is ended, and what it costs is told.
 
     Args:
@@ -197,7 +208,7 @@ def orphan(instance: Instance, known: Rental | None, id: str, now: datetime) -> 
     if known is not None:
         metered = known.metered_from or since
         back = {"instance": instance.id, "ended_at": None, "bill_at": None, "metered_from": metered, "reason": "it is still there"}
-        return known.into(State.ENDING, now, **back)
+        return known.into(State.ENDING, now, **back, **owner.mark(known))
     price = instance.price_micros_per_hour or 0
     listing = Listing(
         provider=instance.provider, id="", gpu=instance.gpu, region=instance.region, price_micros_per_hour=None, seen_at=now
@@ -205,7 +216,7 @@ def orphan(instance: Instance, known: Rental | None, id: str, now: datetime) -> 
     return Rental(
         id=id, provider=instance.provider, listing=listing, kind="", tag=instance.tag, machine=worker_name(id),
         needs_disk_bytes=0, limit_micros_per_hour=price, price_micros_per_hour=price, state=State.ENDING, instance=instance.id,
-        created_at=now, state_at=now, metered_from=since, reason="nobody ordered it",
+        created_at=now, state_at=now, metered_from=since, reason="nobody ordered it", key=owner.key, account=owner.account,
     )  # fmt: skip
 
 

@@ -55,6 +55,9 @@ class Rental(BaseModel):
         bill_at: when the provider is asked for the bill; None: not (any more).
         token: lets its worker in at the broker; forgotten at the end.
         stopped_by: when the freeze began that ended it.
+        key: fingerprint of the vendor's key that rented it or saw it last; empty: a version that kept none rented it.
+        account: the vendor's id of that key's account; empty: it did not tell.
+        unseen_by: fingerprint of a key that does not show it and may be another account's; empty: none.
     """
 
     id: str
@@ -83,6 +86,9 @@ class Rental(BaseModel):
     bill_at: datetime | None = None
     token: str = Field(default="", repr=False)
     stopped_by: datetime | None = None
+    key: str = ""
+    account: str = ""
+    unseen_by: str = ""
 
     @property
     def open(self) -> bool:

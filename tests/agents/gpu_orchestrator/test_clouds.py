@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import configs
-from agents.gpu_orchestrator.clouds import GIVEN, Clouds, given, open_clouds
+from agents.gpu_orchestrator.clouds import GIVEN, Clouds, given, open_clouds, replaced
 from bus import BrokerAddress, Wiring
 from configs import Settings
 from protocol import LabError
@@ -38,4 +38,12 @@ def test_workers_get_what_is_meant_for_them_and_never_a_vendors_key() -> None:
     assert given(store) == {"AWS_ACCESS_KEY_ID": "id"}
     with pytest.raises(LabError, match=f"{GIVEN}VAST_API_KEY would give a vendor's key") as caught:
         given({f"{GIVEN}VAST_API_KEY": "secret"})
+    assert "secret" not in str(caught.value)
+
+
+def test_only_fingerprints_are_taken_as_keys_that_were_replaced() -> None:
+    assert replaced({"MEETARA_REPLACED_KEYS": "0123456789abcdef, fedcba9876543210"}) == {"0123456789abcdef", "fedcba9876543210"}
+    assert replaced({}) == frozenset()
+    with pytest.raises(LabError, match="no fingerprint") as caught:
+        replaced({"MEETARA_REPLACED_KEYS": "the-secret-key-itself"})
     assert "secret" not in str(caught.value)

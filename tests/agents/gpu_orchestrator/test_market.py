@@ -24,6 +24,7 @@ class Seller:
     """A provider that lists, and does nothing else."""
 
     bills = False
+    fingerprint = "0123456789abcdef"
 
     def __init__(self, name: str, *listings: Listing) -> None:
         self.name = name
@@ -33,6 +34,9 @@ class Seller:
         if isinstance(self.says, ProviderError):
             raise self.says
         return self.says
+
+    async def account(self) -> str | None:
+        return None
 
 
 class Gate:

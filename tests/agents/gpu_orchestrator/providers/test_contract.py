@@ -322,3 +322,14 @@ async def test_a_tag_that_the_vendor_would_cut_is_refused_before_anything_is_sen
     with pytest.raises(Unknown) as caught:
         await provider.launch(order(listing, tag="m" * 2000))
     assert caught.value.sure and len(cloud.calls) == calls
+
+
+async def test_keys_are_told_apart_without_being_told_and_an_account_by_its_id_where_the_vendor_tells_it(cloud: Cloud) -> None:
+    before = cloud.provider()
+    account = await before.account()
+    cloud.rotate("another-key-of-the-same-account")
+    after = cloud.provider()
+    assert after.fingerprint != before.fingerprint and len(after.fingerprint) == 16
+    assert await after.account() == account == (str(cloud.account_id) if cloud.vendor == "vast" else None)
+    other = type(cloud)(VirtualClock(), key="key-of-another-account", account=1).provider()
+    assert await other.account() != account or account is None

@@ -23,7 +23,7 @@ async def errors_of(provider: Provider, cloud: Cloud, placed: Order, id: str) ->
     caught: list[ProviderError] = []
     for fault in [None, *Fault]:
         for call in (lambda: provider.launch(placed), provider.listings, lambda: provider.list("m"), lambda: provider.status(id),
-                     lambda: provider.terminate("424242"), lambda: provider.billed(id, cloud.clock())):  # fmt: skip
+                     lambda: provider.terminate("424242"), lambda: provider.billed(id, cloud.clock()), provider.account):  # fmt: skip
             cloud.faults.clear()
             if fault is not None:
                 cloud.fail("*", fault, times=None)

@@ -9,6 +9,7 @@ import pytest
 from agents.gpu_orchestrator.providers.provider import Instance, NoCapacity, Phase, RateLimited, Unknown
 from agents.gpu_orchestrator.rentals import life
 from agents.gpu_orchestrator.rentals.life import Act, Limits
+from agents.gpu_orchestrator.rentals.owner import Owner, out_of_sight
 from agents.gpu_orchestrator.rentals.rental import Rental, State
 from protocol.machine import Device, Listing
 
@@ -166,3 +167,38 @@ def test_an_instance_that_nobody_remembers_is_ended_and_its_bill_asked_for() -> 
     stranger = life.orphan(instance(), None, "zz", after(0))
     assert life.due(stranger, after(0)) is Act.TERMINATE
     assert life.terminated(stranger, instance(Phase.GONE), after(5), LIMITS).bill_at is not None
+
+
+OLD, NEW = Owner("0" * 16, "4711"), Owner("1" * 16)
+
+
+def looked_for(state: State, owner: Owner, times: int = 4) -> Rental:
+    """A rental of the old key that another one does not show, asked again and again."""
+    found = rental(state).model_copy(update=OLD.mark(rental()))
+    for look in range(times):
+        found = life.passed(life.seen(found, None, after(70 * look), LIMITS, owner), after(70 * look), LIMITS)
+    return found
+
+
+@pytest.mark.parametrize("state", [State.UNCERTAIN, State.BOOTING, State.READY, State.LEAVING, State.ENDING])
+def test_what_a_key_of_perhaps_another_account_does_not_show_is_never_gone(state: State) -> None:
+    kept = looked_for(state, NEW)
+    assert (kept.state, kept.unseen_by, kept.key) == (State.ENDING, NEW.key, OLD.key)
+    told = out_of_sight("vast", [kept])
+    assert kept.tag in told and f"MEETARA_REPLACED_KEYS={OLD.key}" in told
+
+
+@pytest.mark.parametrize("owner", [OLD, Owner(NEW.key, "4711"), Owner(NEW.key, replaced=frozenset({OLD.key})), Owner(OLD.key)])
+def test_the_same_key_the_same_account_or_the_owners_word_prove_that_it_is_gone(owner: Owner) -> None:
+    assert looked_for(State.READY, owner).state is State.GONE
+
+
+def test_another_key_that_shows_the_machine_is_of_its_account_from_then_on() -> None:
+    kept = life.seen(looked_for(State.ENDING, NEW), instance(), after(300), LIMITS, NEW)
+    assert (kept.key, kept.unseen_by, kept.account) == (NEW.key, "", "4711")
+    assert life.missed(life.missed(kept, after(301), LIMITS, NEW), after(320), LIMITS, NEW).state is State.GONE
+
+
+def test_a_key_that_is_put_back_must_be_told_twice_again() -> None:
+    kept = looked_for(State.ENDING, NEW)
+    assert life.missed(kept, after(400), LIMITS, OLD).state is State.ENDING
