@@ -145,18 +145,39 @@ async def admit(control: BrokerAddress, token: Token, jobs: Iterable[str]) -> No
         LabError: UNREACHABLE when the broker does not answer; INTERNAL with its words.
     """
     client = BrokerAddress(password=token.password).client(token.worker)
-    rules = acls(worker_rules(Login(token.worker, WORKER, client), sorted(set(jobs)), Topics(token.lab)))
-    role = {"rolename": token.worker, "acls": rules}
+    rules = _rules(token.worker, client, jobs, token.lab)
     login = {"username": token.worker, "roles": [{"rolename": WORKERS}, {"rolename": token.worker}]}
-    known, *answers = await users.ask(
-        control, {"command": "getRole", "rolename": token.worker}, {"command": "createRole", **role},
+    answers = await users.ask(
+        control, {"command": "createRole", "rolename": token.worker, "acls": rules},
         {"command": "createClient", "password": token.password, **login},
     )  # fmt: skip
     wrong = [item for item in answers if "error" in item and "already exists" not in item["error"]]
     if wrong:
         raise LabError(Code.INTERNAL, f"the broker refused a command: {wrong[0]['command']}: {wrong[0]['error']}.")
-    if "data" in known and not _same(known["data"]["role"]["acls"], rules):
-        await users.control(control, {"command": "modifyRole", **role})
+    if "error" in answers[0]:
+        await allow(control, token.worker, jobs, token.lab)
+
+
+async def allow(control: BrokerAddress, worker: str, jobs: Iterable[str], lab: str = "lab") -> None:
+    """Let a worker that is in already tell the progress of these jobs, instead of those before.
+
+    Args:
+        control: as for `admit`.
+        worker: its name.
+        jobs: ids.
+        lab: the lab's name.
+
+    Raises:
+        LabError: NOT_FOUND where nobody has let it in; UNREACHABLE when the broker does not answer; INTERNAL with its words.
+    """
+    [known] = await users.ask(control, {"command": "getRole", "rolename": worker})
+    if "data" not in known:
+        raise LabError(Code.NOT_FOUND, f"the broker knows no worker {worker}: {known.get('error', '')}.", worker=worker)
+    found = known["data"]["role"]["acls"]
+    client = next(rule["topic"] for rule in found if rule["acltype"] == "subscribeLiteral").rpartition("/")[2]  # its reply topic
+    rules = _rules(worker, client, jobs, lab)
+    if not _same(found, rules):
+        await users.control(control, {"command": "modifyRole", "rolename": worker, "acls": rules})
 
 
 async def dismiss(control: BrokerAddress, worker: str, lab: str = "lab") -> None:
@@ -199,6 +220,10 @@ async def _clear(address: BrokerAddress, topics: Topics) -> None:
             Code.UNREACHABLE, f"the broker at {address} went away: {error}.", retry=Retry.LATER,
             advice="The worker cannot come back; dismiss it again to clear its card.",
         ) from error  # fmt: skip
+
+
+def _rules(worker: str, client: str, jobs: Iterable[str], lab: str) -> list[dict[str, object]]:
+    return acls(worker_rules(Login(worker, WORKER, client), sorted(set(jobs)), Topics(lab)))
 
 
 def _same(known: list[dict[str, object]], rules: list[dict[str, object]]) -> bool:

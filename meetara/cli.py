@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meetara import complete
-from meetara.commands import budget, data, keys, models, user
+from meetara.commands import budget, data, keys, machine, models, user
 from meetara.commands.options import Base, JobId, Parameters, where
 from meetara.door import Door, Home, Host, Json, LabName, Port, console, run
 from protocol.job import Profile
@@ -17,7 +17,9 @@ app = typer.Typer(
     cls=Door, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Train small language models: one request becomes a quantised model that is proven good.",
 )  # fmt: skip
-for name, group in (("budget", budget), ("models", models), ("user", user), ("keys", keys), ("data", data)):
+for name, group in (
+    ("budget", budget), ("models", models), ("machine", machine), ("user", user), ("keys", keys), ("data", data),
+):  # fmt: skip
     app.add_typer(group.app, name=name)
 
 Data = Annotated[
@@ -66,7 +68,7 @@ ProviderNames = Annotated[
     list[str] | None,
     typer.Option(
         "--provider", metavar="NAME", show_default=False,
-        help="Whose machines may be taken: local, lambda, runpod, vast, colab; may be repeated. Default: all.",
+        help="Whose machines may be taken: local, lent, lambda, runpod, vast; may be repeated. Default: all.",
     ),
 ]  # fmt: skip
 Untrusted = Annotated[

@@ -17,6 +17,8 @@ from protocol.topics import AGENTS, BY_NAME, CALLEES, CALLERS, OPERATOR, PREFIX,
 WORKER = "worker"
 """First part of a worker's name, and the role of its login: a factory on a rented machine, which is asked for nothing but the
 jobs of its rental."""
+LENT = "lent-"
+"""A rental's name begins so where a person lends the machine: nobody bills for it, and its login lasts until it is removed."""
 WORKERS = "workers"
 """The group of rules that all workers share."""
 WORKER_SERVES = ("job.run", "job.stop")
@@ -122,6 +124,11 @@ def rental_of(agent: str) -> str | None:
     """Return the rental whose worker has this name; None: it is no worker's name."""
     first, _, rental = agent.partition("-")
     return rental or None if first == WORKER else None
+
+
+def is_lent(rental: str | None) -> bool:
+    """Tell whether a machine is lent to the lab by a person, and not rented from a provider."""
+    return rental is not None and rental.startswith(LENT)
 
 
 def workers_rules(logins: Iterable[Login], topics: Topics) -> tuple[Rule, ...]:

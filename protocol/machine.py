@@ -110,6 +110,14 @@ class QuoteRequest(Strict):
     economy: bool = Field(default=False, description="money is short: of paid machines only spot, or what costs less")
 
 
+LOCAL = "local"
+"""Provider of the machines that see this lab's files."""
+LENT = "lent"
+"""Provider of machines that persons lend: their workers dial in, and nobody bills for them."""
+OWN = frozenset({LOCAL, LENT})
+"""Providers at which nothing is rented."""
+
+
 class Offer(Strict):
     """A machine at a price, with what this job would take there. Money in micro-dollars, time in seconds.
 
@@ -138,7 +146,7 @@ class Offer(Strict):
     @property
     def paid(self) -> bool:
         """Whether choosing it rents a machine."""
-        return self.provider != "local"
+        return self.provider not in OWN
 
 
 class Quote(Strict):

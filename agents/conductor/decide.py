@@ -28,6 +28,7 @@ from protocol.job import (
     TrainRequest,
 )
 from protocol.machine import (
+    OWN,
     LeaseDelay,
     LeaseGrant,
     LeaseLost,
@@ -363,7 +364,7 @@ def leased(decision: Decision, grant: LeaseGrant) -> None:
         RunRequest(
             job=record.job, request=record.request, route=record.route, plan=record.plan, lease=grant.lease,
             fence=grant.fence, attempt=record.attempt, price_micros_per_hour=grant.price_micros_per_hour,
-            provider=grant.provider, spot=grant.provider != "local" and record.offer is not None and record.offer.spot,
+            provider=grant.provider, spot=grant.provider not in OWN and record.offer is not None and record.offer.spot,
         ),
         f":{grant.fence}",
         to=grant.machine,

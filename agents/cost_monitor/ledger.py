@@ -18,10 +18,8 @@ from agents.cost_monitor.thresholds import Thresholds, alert
 from agents.cost_monitor.trust import Trust
 from configs import Budget
 from protocol import Code, LabError, Retry
+from protocol.machine import OWN
 from protocol.money import BudgetAlert, Reservation, dollars
-
-LOCAL = "local"
-"""The provider of machines that are the lab's own: work there is never frozen, only counted where it has a price."""
 
 
 class Ledger:
@@ -198,7 +196,7 @@ class Ledger:
     # rules
 
     def _allow(self, amount: int, provider: str, now: datetime) -> None:
-        paid = provider != LOCAL
+        paid = provider not in OWN
         if amount == 0 and not paid:
             return
         frozen = self.trust.frozen().get(provider)
@@ -241,7 +239,7 @@ class Ledger:
         if spent <= aside or amount == 0:
             return []
         note = f"job {row['job']} spent {dollars(spent)}, more than the {dollars(aside)} that was reserved"
-        if provider != LOCAL:
+        if provider not in OWN:
             self.trust.freeze(provider, note, now)
         return [self.remark(note, now)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, cast
 
@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from agents.gpu_orchestrator import queue
 from agents.gpu_orchestrator.clouds import Clouds
 from agents.gpu_orchestrator.fleet import Fleet
+from agents.gpu_orchestrator.lending import Lending
 from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import history
 from agents.gpu_orchestrator.market.desk import Desk, nobody_online
+from agents.gpu_orchestrator.market.weighing import unfit
 from agents.gpu_orchestrator.providers.provider import Provider
 from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
 from agents.gpu_orchestrator.rentals.store import Rentals
@@ -24,9 +26,11 @@ from bus.lease import TTL, Lease, Leases
 from bus.redact import of_error
 from configs import Configs, load
 from protocol import Code, LabError, MCPMessage, uuid7
-from protocol.access import rental_of
+from protocol.access import is_lent, rental_of
 from protocol.job import Empty
 from protocol.machine import (
+    LENT,
+    LOCAL,
     Card,
     LeaseGrant,
     LeaseLost,
@@ -43,7 +47,6 @@ from protocol.machine import (
     RequoteRequest,
 )  # fmt: skip
 
-PROVIDER = "local"
 LATE = timedelta(seconds=5)
 """A lease found so long past its end was not watched: this agent was stopped, or its file locked. Its loop is late by
 milliseconds otherwise."""
@@ -92,6 +95,7 @@ class GpuOrchestratorAgent(BaseAgent):
         self._desk.history = history.read(self.store.connection)
         self._fleet = Fleet()
         self._renting = None if clouds is None else Renting(self, clouds, self._desk, self._fleet)
+        self._lending = Lending(wiring.broker, wiring.lab)
         self._grace_given = False
         self._told: ProviderStatus | None = None
         self.message_handlers.update(
@@ -123,6 +127,7 @@ class GpuOrchestratorAgent(BaseAgent):
                 for rental in Rentals(tx.connection).living():
                     self.log.error("a machine costs money and no key is set", rental=rental.id, provider=rental.provider, tag=rental.tag)
         self.spawn(self._desk.keep_fresh(self._listed))
+        self.spawn(self._lending.keep())
 
     def broker_forgot(self) -> None:
         """Tell the provider's status again, and who may come in."""
@@ -156,10 +161,10 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _tell(self, tx: Transaction) -> None:
         """Publish the provider's status where it has changed."""
-        status = self._fleet.status(PROVIDER, self._leases(tx).live(), tx.now)
+        status = self._fleet.status(LOCAL, self._leases(tx).live(), tx.now)
         if self._told is not None and self._told.model_copy(update={"at": status.at}) == status:
             return
-        tx.publish("provider_status", status, provider=PROVIDER)
+        tx.publish("provider_status", status, provider=LOCAL)
 
         def told() -> None:
             self._told = status
@@ -180,7 +185,7 @@ class GpuOrchestratorAgent(BaseAgent):
     def _quoted(self, request: QuoteRequest, tx: Transaction) -> Quote:
         quote = self._desk.quote(request, self._own(self._leases(tx).live()), tx.now)
         self.log.info("quoted", job=request.job, provider=quote.choice.provider, machine=quote.choice.machine)
-        if quote.choice.paid:
+        if quote.choice.provider != LOCAL or any(machine.lent for machine in self._own(())):
             tx.connection.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (request.job, request.model_dump_json()))
         return quote
 
@@ -257,6 +262,7 @@ class GpuOrchestratorAgent(BaseAgent):
             for row in self.waiting(tx, request.job):
                 self._answer_waiting(row["message"], gone, tx)
         if request.over:
+            tx.connection.execute("DELETE FROM asked WHERE job = ?", (request.job,))
             Rentals(tx.connection).end_account(request.job, request.reservation)
         self._worked(request.job, request.done, tx)
         if self._renting is not None:
@@ -322,8 +328,10 @@ class GpuOrchestratorAgent(BaseAgent):
                 del requests[message]
         jobs = {request.job: request for request in requests.values()}
         own = [job for job in jobs.values() if job.offer is None or not job.offer.paid]
-        for waiting, machine in queue.assign(map(queue.waiting, own), self._own(leases.live()), tx.now):
-            price = self._configs.providers.local.price_micros_per_hour
+        machines = self._own(leases.live())
+        ordered = [queue.waiting(job, self._accepts(job, machines, tx)) for job in own]
+        for waiting, machine in queue.assign(ordered, machines, tx.now):
+            price = 0 if is_lent(rental_of(machine)) else self._configs.providers.local.price_micros_per_hour
             self.grant(jobs[waiting.job], machine, price, requests, tx)
             if (offer := jobs[waiting.job].offer) is not None:
                 history.begin(tx.connection, waiting.job, offer, tx.now)
@@ -337,6 +345,9 @@ class GpuOrchestratorAgent(BaseAgent):
         lease = self._leases(tx).grant(
             job.job, uuid7(), machine, tx.now, memory_bytes=job.memory_bytes, price_micros_per_hour=price
         )
+        if is_lent(rental_of(machine)):
+            jobs = {other.job for other in self._leases(tx).live() if other.machine == machine}
+            tx.after_commit(lambda: self._lending.allow(machine, jobs))
         asked = [message for message, request in requests.items() if request.job == job.job]
         stored = tx.message(asked[0])  # not the message that is being handled: that may be another job's
         with tx.about(stored.traceparent if stored else None, job=lease.job):
@@ -346,15 +357,29 @@ class GpuOrchestratorAgent(BaseAgent):
             self._answer_waiting(message, self._granted(lease, tx), tx)
 
     def _granted(self, lease: Lease, tx: Transaction) -> LeaseGrant:
+        own = LENT if is_lent(rental_of(lease.machine)) else LOCAL
         return LeaseGrant(
             job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine, ttl_s=TTL.total_seconds(),
-            provider=next((r.provider for r in Rentals(tx.connection).living() if r.machine == lease.machine), PROVIDER),
+            provider=next((r.provider for r in Rentals(tx.connection).living() if r.machine == lease.machine), own),
             price_micros_per_hour=lease.price_micros_per_hour, expires_at=lease.expires_at,
         )  # fmt: skip
 
     def _own(self, leases: Iterable[Lease]) -> list[Machine]:
-        """Return the machines that are not rented."""
-        return [machine for machine in self._fleet.machines(leases) if machine.rental is None]
+        """Return the machines that nobody bills for."""
+        return [machine for machine in self._fleet.machines(leases) if machine.own]
+
+    def _accepts(self, job: LeaseRequest, machines: Iterable[Machine], tx: Transaction) -> Callable[[Machine], bool]:
+        """Return which of the machines that nobody bills for could do a job; where there are only this lab's, memory tells."""
+        if (job.offer is None or job.offer.provider == LOCAL) and not any(machine.lent for machine in machines):
+            return queue.anything
+        row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
+        if row is None:
+            return lambda machine: not machine.lent
+        try:
+            wanted = self._desk.requirements(queue.quote_of(row["request"]))
+        except LabError:  # configs know its provider no more; what it was chosen for is not for machines elsewhere
+            return lambda machine: not machine.lent
+        return lambda machine: unfit(wanted, machine) is None
 
     def _answered(self, answer: Answer, tx: Transaction) -> None:
         if answer.error is not None and answer.method != "budget.extend":

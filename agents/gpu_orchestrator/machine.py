@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.access import is_lent
 from protocol.machine import Device
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A factory that is online: its slots, and what it has. `free` is how many slots nobody leases; `rental` None: it is ours."""
+    """A factory that is online: its slots, and what it has. `free` is how many slots nobody leases; `rental` None: it sees this lab's files."""
 
     name: str
     slots: int
@@ -17,3 +18,13 @@ class Machine:
     device: Device | None
     free_memory_bytes: int = 0
     rental: str | None = None
+
+    @property
+    def lent(self) -> bool:
+        """Whether a person lends it."""
+        return is_lent(self.rental)
+
+    @property
+    def own(self) -> bool:
+        """Whether nobody bills for it."""
+        return self.rental is None or self.lent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -14,20 +14,28 @@ AGING = timedelta(minutes=30)
 """Urgent jobs that keep coming must not starve an ordinary one: after an hour it stands with the critical ones, and is older."""
 
 
+def anything(machine: Machine) -> bool:
+    """Accept every machine."""
+    return True
+
+
 @dataclass(frozen=True)
 class Waiting:
-    """A job that waits. `avoid`: machines on which it failed, taken only when there is no other."""
+    """A job that waits. `avoid`: machines on which it failed, taken only when there is no other; `accepts`: whether a machine could do it
+    at all, besides its memory."""
 
     job: str
     priority: int
     submitted_at: datetime
     memory_bytes: int
     avoid: frozenset[str] = frozenset()
+    accepts: Callable[[Machine], bool] = anything
 
 
-def waiting(request: LeaseRequest) -> Waiting:
+def waiting(request: LeaseRequest, accepts: Callable[[Machine], bool] = anything) -> Waiting:
     """Return a request as the queue sees it."""
-    return Waiting(request.job, request.priority, request.submitted_at, request.memory_bytes, frozenset(request.avoid))
+    avoid = frozenset(request.avoid)
+    return Waiting(request.job, request.priority, request.submitted_at, request.memory_bytes, avoid, accepts)
 
 
 @lru_cache(maxsize=8192)
@@ -62,7 +70,7 @@ def assign(waiting: Iterable[Waiting], machines: Sequence[Machine], now: datetim
     for job in sorted(waiting, key=lambda job: rank(job, now)):
         able = {
             machine.name for machine in machines
-            if machine.slots > 0 and machine.device is not None and machine.device.memory_bytes >= job.memory_bytes
+            if machine.slots > 0 and machine.device is not None and machine.device.memory_bytes >= job.memory_bytes and job.accepts(machine)
         }  # fmt: skip
         wanted = able - job.avoid or able
         fitting = [m for m in free.values() if m.name in wanted and m.free_memory_bytes >= job.memory_bytes]

@@ -161,3 +161,17 @@ async def test_a_worker_of_another_version_is_told_both():
 async def test_a_workers_name_tells_its_rental():
     assert rental_of(worker_name("a-b")) == "a-b"
     assert rental_of("gguf_factory-1") is None and rental_of("worker") is None and rental_of("worker-") is None
+
+
+async def test_a_worker_whose_password_nobody_remembers_is_allowed_other_jobs(broker):
+    token = workers.make("lent-pc", provider="lent")
+    await workers.admit(control(broker), token, [])
+    await workers.allow(control(broker), token.worker, ["a"])
+    async with session_of(broker, token) as session:
+        await session.publish(f"{LAB}/job/a/progress", b"{}")
+        with pytest.raises(Refused, match="job/b/progress"):
+            await session.publish(f"{LAB}/job/b/progress", b"{}")
+    await workers.dismiss(control(broker), token.worker)
+    with pytest.raises(LabError) as caught:
+        await workers.allow(control(broker), token.worker, ["a"])
+    assert caught.value.code is Code.NOT_FOUND and token.worker in str(caught.value)

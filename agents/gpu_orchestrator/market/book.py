@@ -13,11 +13,11 @@ from configs.accounts import KEYS
 from configs.providers import Rented
 from protocol import Code, LabError
 from protocol.envelope import MAX_BYTES
-from protocol.machine import Listing, ListingPage, ListingQuery
+from protocol.machine import OWN, Listing, ListingPage, ListingQuery
 
 Source = Literal["live", "catalogue", "configs"]
 
-PROVIDERS = frozenset({"local", "colab", "vast", *FILES.values()})
+PROVIDERS = frozenset({*OWN, "colab", "vast", *FILES.values()})
 """Providers that the lab has a name for, whether anything of theirs is known or not."""
 PAGE_BYTES = MAX_BYTES // 2
 """Bytes of listings in one page; the other half of a message's limit is for its envelope, and for long reasons."""
@@ -130,7 +130,7 @@ class OfferBook:
                 fitting -= 1
                 break
         silent = set(self._failed)
-        if provider is not None and provider != "local" and not any(_live(item, provider) for item in listings):
+        if provider is not None and provider not in OWN and not any(_live(item, provider) for item in listings):
             silent.add(provider)
         stale = {name: self.missing(name) for name in sorted(silent)}
         return ListingPage(listings=shown[:fitting], more=len(shown) - fitting, rejected=rejected, stale=stale)

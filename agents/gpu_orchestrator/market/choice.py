@@ -53,7 +53,7 @@ def select_optimal_provider(requirements: Requirements, supply: Supply) -> Quote
     for offer in offers:
         rejected[named(offer)] = "costs more" if offer.cost_p90_micros > choice.cost_p90_micros else "as good as the chosen one"
     calibration = (
-        supply.history.calibration(choice.provider, choice.gpu).told if choice.paid else supply.history.told_local()
+        supply.history.told_local() if choice.prior_s is None else supply.history.calibration(choice.provider, choice.gpu).told
     )
     return Quote(
         job=requirements.job, choice=choice, rejected=rejected, others=offers, calibration=calibration,

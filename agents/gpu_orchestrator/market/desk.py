@@ -17,7 +17,18 @@ from agents.gpu_orchestrator.market.requirements import Requirements, Supply, li
 from agents.gpu_orchestrator.providers.provider import Provider, ProviderError, RateLimited
 from configs import Configs
 from protocol import Code, LabError, Retry
-from protocol.machine import Listing, ListingPage, ListingQuery, Offer, Quote, QuoteRequest, RequoteRequest
+from protocol.machine import (
+    LENT,
+    LOCAL,
+    OWN,
+    Listing,
+    ListingPage,
+    ListingQuery,
+    Offer,
+    Quote,
+    QuoteRequest,
+    RequoteRequest,
+)
 
 ANSWER_LIMIT = 30.0
 """Seconds that a provider has to list what it sells; one that hangs must not keep the others' listings waiting."""
@@ -74,7 +85,7 @@ class Desk:
         """Tell whether a quote need not wait: whoever may get the job is here, or has been asked once."""
         named = request.providers
         tier = self._configs.tiers.get(request.tier)
-        local = bool(machines) or (named is not None and "local" not in named)
+        local = bool(machines) or (named is not None and not OWN & set(named))
         paid = named is not None or (tier is not None and bool(tier.gpu))
         asked = self.book.asked
         return local and (not paid or self._sellers.keys() <= asked)
@@ -100,7 +111,7 @@ class Desk:
         try:
             return select_optimal_provider(wanted, supply)
         except LabError as error:
-            paid = sorted((wanted.providers or frozenset()) - {"local"})
+            paid = sorted((wanted.providers or frozenset()) - OWN)
             missing = {name: self.book.missing(name) for name in paid if not any(x.provider == name for x in supply.listings)}
             if missing:
                 told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
@@ -127,9 +138,9 @@ class Desk:
         price = self._configs.providers.local.price_micros_per_hour
         own = [
             Listing(
-                provider="local", id=machine.name, gpu=gpu_name(device.gpu, device.gpu_memory_bytes), gpus=1 if device.gpu else 0,
+                provider=LENT if machine.lent else LOCAL, id=machine.name, gpu=gpu_name(device.gpu, device.gpu_memory_bytes), gpus=1 if device.gpu else 0,
                 gpu_memory_bytes=device.gpu_memory_bytes, cores=device.cores, memory_bytes=device.memory_bytes,
-                disk_bytes=device.disk_free_bytes, price_micros_per_hour=price, seen_at=at,
+                disk_bytes=device.disk_free_bytes, price_micros_per_hour=0 if machine.lent else price, seen_at=at,
             )
             for machine in machines if (device := machine.device) is not None
         ]  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market.gpus import Gpu
 from agents.gpu_orchestrator.market.history import Calibration
 from configs import Provider
 from configs.providers import Rented
 from protocol.job import Plan, Probe
-from protocol.machine import Listing, Offer
+from protocol.machine import LENT, LOCAL, Listing, Offer
 
 FLOPS_PER_TOKEN = 4
 """Times the base's weights: LoRA needs the forward pass and the gradient of activations, not of weights."""
@@ -105,10 +106,29 @@ def local_offer(machine: str, plan: Plan, terms: Provider) -> Offer:
     p50, p90 = milliseconds(plan.seconds_p50), milliseconds(plan.seconds_p90)
     around = milliseconds(terms.provisioning_seconds + terms.grace_seconds)
     return Offer(
-        provider="local", machine=machine, price_micros_per_hour=price,
+        provider=LOCAL, machine=machine, price_micros_per_hour=price,
         seconds_p50=plan.seconds_p50, seconds_p90=plan.seconds_p90,
         cost_p50_micros=cost(price, p50), cost_p90_micros=cost(price, p90),
         reservation_micros=reservation(price, p90 + around),
+    )  # fmt: skip
+
+
+def lent_offer(machine: Machine, plan: Plan, gpu: Gpu | None = None, calibration: Calibration | None = None) -> Offer:
+    """Return what a planned job takes on a machine that somebody lends, from its start there; it costs the lab nothing.
+
+    Args:
+        gpu: what arithmetic is made with; None: nothing is known of its speed, and the plan's own times are all there is.
+        calibration: what finished runs correct the arithmetic with.
+    """
+    p50, p90, prior = plan.seconds_p50, plan.seconds_p90, None
+    if gpu is not None and calibration is not None:
+        prior = export_seconds(plan) + training_seconds(plan, gpu)
+        p50, p90 = prior * calibration.median, prior * calibration.ninetieth
+    return Offer(
+        provider=LENT, machine=machine.name, price_micros_per_hour=0, seconds_p50=p50, seconds_p90=p90,
+        cost_p50_micros=0, cost_p90_micros=0, reservation_micros=0, prior_s=prior,
+        gpu=gpu.name if gpu is not None else "", gpus=0 if gpu is None else 1,
+        gpu_memory_bytes=machine.device.gpu_memory_bytes if gpu is not None and machine.device is not None else 0,
     )  # fmt: skip
 
 
@@ -123,7 +143,7 @@ def requoted(offer: Offer, plan: Plan, probe: Probe, listing: Listing | None, lo
     steps = plan.steps * (1 + float(plan.parameters.get("control_share") or 0))
     rest = max(0.0, steps - probe.step) * probe.seconds / probe.steps
     around = terms.provisioning_seconds if offer.paid else 0.0
-    seconds = around + probe.elapsed_s + rest + (export_seconds(plan) if offer.paid else 0.0)
+    seconds = around + probe.elapsed_s + rest + (export_seconds(plan) if offer.provider != LOCAL else 0.0)
     p50, p90 = milliseconds(seconds), milliseconds(seconds * MEASURED_SPREAD)
     grace = terms.grace_seconds if offer.paid else local.provisioning_seconds + local.grace_seconds
     price, whole = offer.price_micros_per_hour, p90 + milliseconds(grace)

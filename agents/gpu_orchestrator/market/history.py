@@ -71,7 +71,7 @@ class History:
     def _fitted(self, provider: str, gpu: str) -> Calibration:
         predicted = [run for run in self._runs if run.prior_s]
         own = [run for run in predicted if (run.provider, run.gpu) == (provider, gpu)]
-        for runs, what in ((own, f"{provider} {gpu}"), (predicted, "all rented machines")):
+        for runs, what in ((own, f"{provider} {gpu}"), (predicted, "all machines elsewhere")):
             if len(runs) >= ENOUGH:
                 median, ninetieth = quantiles([run.actual_s / run.prior_s for run in runs if run.prior_s])
                 return Calibration(median, ninetieth, len(runs), f"by {len(runs)} finished runs on {what}{_held(runs)}")

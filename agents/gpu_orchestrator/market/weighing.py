@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import estimate, gpus
 from agents.gpu_orchestrator.market.estimate import Work, milliseconds
-from agents.gpu_orchestrator.market.gpus import GPUS
+from agents.gpu_orchestrator.market.gpus import GPUS, Gpu
 from agents.gpu_orchestrator.market.requirements import Requirements, Supply
 from agents.gpu_orchestrator.market.words import gib, late, over
-from protocol.machine import Listing, Offer
+from protocol.machine import LENT, LOCAL, Listing, Offer
 
 Key = tuple[int, bool, bool, float, str, str]
 
@@ -60,31 +61,64 @@ class Search:
 
 
 def weigh_own(wanted: Requirements, supply: Supply, search: Search) -> None:
-    """Sort this lab's own machines into what fits and what does not."""
+    """Sort the machines that nobody bills for into what fits and what does not."""
     for machine in supply.machines:
-        offer = estimate.local_offer(machine.name, wanted.plan, supply.local)
-        seconds = offer.seconds_p90 + supply.local.provisioning_seconds
-        if wanted.providers is not None and "local" not in wanted.providers:
-            reason = "the request names other providers"
-        elif machine.slots < 1:
-            reason = "it has no slots"
-        elif wanted.plan.not_here is not None:
-            reason = wanted.plan.not_here
-        elif machine.device is None:
-            reason = "its card does not say what memory it has"
-        elif machine.device.memory_bytes < wanted.plan.memory_bytes:
-            reason = f"the job needs {gib(wanted.plan.memory_bytes)} GiB of memory, the machine has {gib(machine.device.memory_bytes)} GiB"
-        elif wanted.deadline_s is not None and seconds > wanted.deadline_s:
-            reason = late(seconds, wanted)
+        if (reason := unfit(wanted, machine)) is not None:
+            search.own[machine.name] = reason
+            continue
+        offer = _own_offer(wanted, machine, supply)
+        seconds = offer.seconds_p90 + (0.0 if machine.lent else supply.local.provisioning_seconds)
+        if wanted.deadline_s is not None and seconds > wanted.deadline_s:
+            search.own[machine.name] = late(seconds, wanted)
             search.too_slow(seconds)
         elif wanted.limit_micros is not None and offer.reservation_micros > wanted.limit_micros:
-            reason = over(offer.reservation_micros, wanted)
+            search.own[machine.name] = over(offer.reservation_micros, wanted)
             search.too_dear(offer.reservation_micros)
         else:
-            key = (offer.cost_p90_micros, False, machine.free < 1, offer.seconds_p90, "local", machine.name)
+            key = (offer.cost_p90_micros, False, machine.free < 1, offer.seconds_p90, offer.provider, machine.name)
             search.fitting.append(Fitting(key, offer))
-            continue
-        search.own[machine.name] = reason
+
+
+def unfit(wanted: Requirements, machine: Machine) -> str | None:
+    """Return why a machine that nobody bills for could not do a job at all."""
+    plan, device = wanted.plan, machine.device
+    if wanted.providers is not None and (LENT if machine.lent else LOCAL) not in wanted.providers:
+        return "the request names other providers"
+    if machine.slots < 1:
+        return "it has no slots"
+    if not machine.lent and plan.not_here is not None:
+        return plan.not_here
+    if device is None:
+        return "its card does not say what memory it has"
+    if machine.lent and plan.staged is None:
+        return (
+            "the job's data are here only: set MEETARA_STORE, and name providers with `lent` among them "
+            "or a tier that is meant for GPUs"
+        )
+    if _gpu(machine) is not None and plan.trained_tokens is not None and plan.working_bytes is not None:
+        if device.gpu_memory_bytes < (needed := estimate.gpu_bytes(plan)):
+            return f"the job needs {gib(needed)} GiB of one GPU's memory, it has {gib(device.gpu_memory_bytes)} GiB"
+    elif device.memory_bytes < plan.memory_bytes:
+        return f"the job needs {gib(plan.memory_bytes)} GiB of memory, the machine has {gib(device.memory_bytes)} GiB"
+    if machine.lent and device.disk_free_bytes < plan.disk_bytes:
+        return f"the job needs {plan.disk_bytes / 1e9:.1f} GB of disk, it has {device.disk_free_bytes / 1e9:.1f} GB"
+    return None
+
+
+def _gpu(machine: Machine) -> Gpu | None:
+    """Return the GPU of a lent machine whose speed is known; the factory's own plan knows the lab's own machines better."""
+    if not machine.lent or machine.device is None:
+        return None
+    return GPUS.get(gpus.gpu_name(machine.device.gpu, machine.device.gpu_memory_bytes))
+
+
+def _own_offer(wanted: Requirements, machine: Machine, supply: Supply) -> Offer:
+    if not machine.lent:
+        return estimate.local_offer(machine.name, wanted.plan, supply.local)
+    gpu = _gpu(machine)
+    if gpu is None or wanted.plan.trained_tokens is None:
+        return estimate.lent_offer(machine, wanted.plan)
+    return estimate.lent_offer(machine, wanted.plan, gpu, supply.history.calibration(LENT, gpu.name))
 
 
 def weigh_rented(wanted: Requirements, supply: Supply, search: Search) -> None:

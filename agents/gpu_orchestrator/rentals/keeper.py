@@ -24,6 +24,7 @@ from agents.gpu_orchestrator.rentals.store import Rentals
 from bus import Transaction
 from bus.lease import Leases
 from protocol import LabError
+from protocol.access import is_lent, rental_of
 
 TICK = 1.0
 """Seconds between two looks at what is due; a freeze must be acted on within seconds."""
@@ -273,7 +274,8 @@ class Keeper:
                     with self._books.transaction() as tx:
                         living = {rental.machine for rental in Rentals(tx.connection).living()}
                     for worker in workers - living:
-                        await self._admission.dismiss(worker)
+                        if not is_lent(rental_of(worker)):
+                            await self._admission.dismiss(worker)
                     self._untidy, looked = False, now
             await asyncio.sleep(self._tick)
 

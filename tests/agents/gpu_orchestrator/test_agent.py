@@ -270,3 +270,76 @@ async def test_status_is_told_when_it_changes_and_only_then(rig):
 async def test_a_card_that_cannot_be_read_is_left_out(rig):
     rig.agent._heard(Topics().of("card", role="gguf_factory", agent="f1"), b'{"agent": 5}')
     assert await rig.ask("q", "offer.quote", **quote_request()) is None
+
+
+def staged_request(job: str, **changes: Any) -> dict[str, Any]:
+    """A job for a GPU, whose data are in the store."""
+    plan = {
+        **quote_request()["plan"], "working_bytes": GIB, "trained_tokens": 1_000_000, "base_parameters": 600_000_000,
+        "staged": {"store": "s3://lab", "dataset": "s3://lab/data/a", "base": "org/base"}, **changes,
+    }  # fmt: skip
+    return {"job": job, "tier": "lightning", "plan": plan}
+
+
+def lend(rig: Rig, name: str = "worker-lent-pc", gpu: str = "NVIDIA GeForce RTX 4090", online: bool = True) -> None:
+    device = Device(cores=8, memory_bytes=32 * GIB, disk_free_bytes=99 * GIB, gpu=gpu, gpu_memory_bytes=24 * GIB)
+    card = Card(
+        agent=name, role="gguf_factory", version="1", methods={}, slots=1, device=device, provider="lent",
+        rental=name.removeprefix("worker-"),
+    )  # fmt: skip
+    for topic, word in (("card", card), ("presence", Presence(agent=name, role="gguf_factory", online=online))):
+        rig.agent._heard(Topics().of(topic, role="gguf_factory", agent=name), word.model_dump_json().encode())
+
+
+async def quoted_lease(rig: Rig, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Ask for a quote and then for the machine that it names."""
+    quote = await rig.ask(f"{asked['job']}:quote", "offer.quote", **asked)
+    reply = await rig.ask(
+        f"{asked['job']}:lease", "lease.request", job=asked["job"], reservation="r", priority=1, submitted_at=NOON.isoformat(),
+        memory_bytes=GIB, offer=quote["result"]["choice"],
+    )  # fmt: skip
+    return reply["result"] if reply else None
+
+
+async def test_a_lent_gpu_is_taken_for_nothing_by_a_job_whose_data_can_reach_it(rig):
+    rig.factory()
+    lend(rig)
+    leased = await quoted_lease(rig, staged_request("a"))
+    assert (leased["machine"], leased["provider"], leased["price_micros_per_hour"]) == ("worker-lent-pc", "lent", 0)
+    assert rig.statuses()[-1] == ("up", 1, 1), "the lab's own machines are told apart from it"
+    here = await quoted_lease(rig, staged_request("b", staged=None))
+    assert (here["machine"], here["provider"]) == ("f1", "local")
+
+
+async def test_a_job_quoted_for_a_lent_machine_runs_here_when_that_is_gone_but_not_where_it_does_not_fit(rig):
+    rig.factory()
+    lend(rig)
+    fits, not_here = staged_request("a"), staged_request("b", not_here="it needs a GPU")
+    quotes = [(await rig.ask(f"{asked['job']}:quote", "offer.quote", **asked))["result"]["choice"] for asked in (fits, not_here)]
+    assert {quote["provider"] for quote in quotes} == {"lent"}
+    lend(rig, online=False)
+    answers = [
+        await rig.ask(
+            f"{job}:lease", "lease.request", job=job, reservation="r", priority=1, submitted_at=NOON.isoformat(), memory_bytes=GIB,
+            offer=quote,
+        )
+        for job, quote in zip("ab", quotes, strict=True)
+    ]  # fmt: skip
+    assert answers[0]["result"]["provider"] == "local" and answers[1] is None
+    lend(rig)
+    assert rig.reply("b:lease")["result"]["machine"] == "worker-lent-pc", "it waits for the machine to come back"
+
+
+async def test_a_lent_machine_that_is_switched_off_is_no_failure_of_its_job(rig):
+    lend(rig)
+    await quoted_lease(rig, staged_request("a"))
+    rig.pass_time(TTL + timedelta(seconds=1))
+    [lost] = [data for identity, data in rig.calls() if identity.endswith(":lost")]
+    assert lost["job"] == "a" and lost["counts"] is False
+
+
+async def test_what_a_quote_was_asked_with_is_forgotten_with_its_job(rig):
+    lend(rig)
+    leased = await quoted_lease(rig, staged_request("a"))
+    await rig.ask("end", "lease.release", job="a", lease=leased["lease"], over=True)
+    assert rig.agent.store.connection.execute("SELECT count(*) FROM asked").fetchone()[0] == 0

@@ -15,9 +15,11 @@ from agents.gpu_orchestrator.market.reasons import REASONS
 from agents.gpu_orchestrator.market.requirements import Requirements, Supply, limit
 from configs.providers import Rented
 from protocol import Code, LabError, Retry
-from protocol.machine import Listing, Offer, Quote
+from protocol.job import Staged
+from protocol.machine import Device, Listing, Offer, Quote
 from tests.agents.gpu_orchestrator.market.samples import GIB, NOW, listing, machine, plan, terms
 
+STAGED = Staged(store="s3://lab", dataset="s3://lab/data/a", base="org/base")
 LIGHTNING = Requirements("j", plan(memory=8 * GIB), gpus=("T4",), tier="lightning")
 
 
@@ -56,6 +58,25 @@ def test_a_machine_with_a_free_slot_is_chosen_among_equals_and_the_others_have_a
     assert made.choice.machine == "m2"
     assert made.rejected["m1"] == "as good as the chosen one" and [offer.machine for offer in made.others] == ["m1"]
     assert "1.00 GiB of memory, the machine has 0.50 GiB" in made.rejected["m3"]
+
+
+def test_a_lent_machine_says_why_a_job_cannot_go_there():
+    device = Device(cores=8, memory_bytes=32 * GIB, disk_free_bytes=10**9, gpu="NVIDIA GeForce RTX 4090", gpu_memory_bytes=24 * GIB)
+    lent = Machine("worker-lent-pc", 1, 1, device, rental="lent-pc")
+    for job, reason in (
+        (plan(), "set MEETARA_STORE"),
+        (plan(staged=STAGED, base_parameters=14 * 10**9), "29.34 GiB of one GPU's memory, it has 24.00 GiB"),
+        (plan(staged=STAGED), "5.0 GB of disk, it has 1.0 GB"),
+    ):
+        with pytest.raises(LabError) as caught:
+            choose(replace(LIGHTNING, plan=job), machines=(lent,))
+        assert reason in caught.value.data["rejected"]["worker-lent-pc"]
+    roomy = replace(lent, device=device.model_copy(update={"disk_free_bytes": 10**12}))
+    made = choose(replace(LIGHTNING, plan=plan(staged=STAGED)), listing(), machines=(roomy, machine(memory=16 * GIB)), price=0.5)
+    assert (made.choice.provider, made.choice.gpu, made.choice.cost_p90_micros, made.choice.paid) == ("lent", "RTX 4090", 0, False)
+    assert "by arithmetic alone" in made.calibration
+    here = choose(replace(LIGHTNING, plan=plan(staged=STAGED), providers=frozenset({"local"})), machines=(roomy, machine(memory=16 * GIB)))
+    assert here.choice.provider == "local" and "other providers" in here.rejected["worker-lent-pc"]
 
 
 def test_busy_machines_are_quoted_too():
@@ -242,7 +263,19 @@ def reference(wanted: Requirements, there: Supply) -> tuple[str, str] | None:
     """The same choice in the slow and obvious way, with exact fractions; None: nothing fits."""
     job, best = wanted.plan, None
     for item in [*there.machines, *there.listings]:
-        if isinstance(item, Machine):
+        if isinstance(item, Machine) and item.lent:
+            assert item.device is not None
+            price, provider, name, before, grace = Fraction(0), "lent", item.name, 0, 0
+            p90 = Fraction(str(job.seconds_p90))
+            fits = item.slots > 0 and job.staged is not None and item.device.disk_free_bytes >= job.disk_bytes
+            if item.device.gpu in GPUS:
+                seconds = 120 + 4 * 2 * job.base_parameters / 100e6
+                seconds += 4 * job.base_parameters * job.trained_tokens / (GPUS[item.device.gpu].tflops * 1e12 * 0.2)
+                p90, fits = Fraction(seconds * 2.5), fits and item.device.gpu_memory_bytes >= gpu_bytes(job)
+            else:
+                fits = fits and item.device.memory_bytes >= job.memory_bytes
+            busy, beside = item.free < 1, Fraction(0)
+        elif isinstance(item, Machine):
             price, provider, name = Fraction(there.local.price_micros_per_hour), "local", item.name
             p90, before, grace = Fraction(str(job.seconds_p90)), 5, 60
             fits = item.slots > 0 and item.device is not None and item.device.memory_bytes >= job.memory_bytes
@@ -270,7 +303,7 @@ def reference(wanted: Requirements, there: Supply) -> tuple[str, str] | None:
         aside = math.ceil(price * whole / 3600 * Fraction(11, 10)) + math.ceil(beside * whole / 3600)
         if not fits or (wanted.limit_micros is not None and aside > wanted.limit_micros):
             continue
-        key = (cost, provider != "local", busy, p90, provider, name)
+        key = (cost, provider not in ("local", "lent"), busy, p90, provider, name)
         best = min(best, key) if best is not None else key
     return None if best is None else best[4:]
 
@@ -292,19 +325,27 @@ def random_market(chance: random.Random) -> Supply:
         machine(f"m{n}", memory=chance.choice([2, 8]) * GIB, free=chance.randrange(2), slots=chance.randrange(3))
         for n in range(chance.randrange(3))
     ]
-    return Supply(NOW, machines, terms(chance.choice([0, 0.1, 5])), listings)
+    lent = [
+        Machine(f"worker-lent-{n}", chance.randrange(2), chance.randrange(2), Device(
+            cores=8, memory_bytes=chance.choice([2, 8]) * GIB, disk_free_bytes=chance.choice([2 * 10**9, 10**12]),
+            gpu=chance.choice(["", "T4", "RTX 4090"]), gpu_memory_bytes=chance.choice([8, 16, 24]) * GIB,
+        ), rental=f"lent-{n}")
+        for n in range(chance.randrange(3))
+    ]  # fmt: skip
+    return Supply(NOW, [*machines, *lent], terms(chance.choice([0, 0.1, 5])), listings)
 
 
 def random_requirements(chance: random.Random) -> Requirements:
     job = plan(
         memory=chance.choice([1, 4]) * GIB, p90=chance.choice([600, 30_000]), base_parameters=chance.choice([600, 4000, 8000]) * 10**6,
         trained_tokens=chance.choice([10**6, 10**7]), disk_bytes=chance.choice([10**9, 10**11]),
+        staged=chance.choice([None, None, STAGED]),
     )  # fmt: skip
     return Requirements(
         "j", job, gpus=chance.choice([("T4",), ("V100", "A10", "L4"), ("A100",), ()]),
         limit_micros=chance.choice([None, 0, 200_000, 1_000_000, 12_000_000]),
         deadline_s=chance.choice([None, None, 1800, 7200, 40_000]),
-        providers=chance.choice([None, None, frozenset({"lambda", "local"}), frozenset({"vast", "runpod"})]),
+        providers=chance.choice([None, None, frozenset({"lambda", "local"}), frozenset({"vast", "runpod"}), frozenset({"lent"})]),
         untrusted=chance.random() < 0.5, spot=chance.random() < 0.5,
     )  # fmt: skip
 

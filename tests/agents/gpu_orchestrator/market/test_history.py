@@ -41,7 +41,7 @@ def test_own_runs_come_before_those_of_all_and_those_before_the_guess(connection
         work(connection, f"b{number}", 50, provider="vast")
     found = history.read(connection)
     assert found.calibration("lambda", "T4").median == 2.0 and found.calibration("vast", "T4").median == 0.5
-    assert found.calibration("runpod", "A10").median == 1.25 and "all rented machines" in found.calibration("runpod", "A10").told
+    assert found.calibration("runpod", "A10").median == 1.25 and "all machines elsewhere" in found.calibration("runpod", "A10").told
     assert found.coverage() == (10, 10) and found.coverage("vast") == (5, 5)
 
 
