@@ -169,6 +169,8 @@ class RequoteRequest(Strict):
     offer: Offer
     plan: Plan
     probe: Probe
+    limit_micros: int | None = Field(default=None, description="most that the job may ever cost; null: no such limit")
+    deadline_hours: float | None = Field(default=None, description="most that it may take on its machine; null: no such limit")
 
 
 class LeaseRequest(Strict):
@@ -225,12 +227,13 @@ class LeaseLost(Strict):
 
 
 class LeaseRecall(Strict):
-    """The orchestrator asks for a machine back: the job is to be checkpointed, and goes on later or elsewhere."""
+    """The orchestrator asks for a machine back: the job is to be checkpointed, and goes on later or elsewhere, unless it is `final`."""
 
     job: str
     lease: str
     fence: int
     reason: str
+    final: bool = Field(default=False, description="it gets no other one: the job has failed, for this reason")
 
 
 class LeaseDelay(Strict):

@@ -387,10 +387,10 @@ def recall(decision: Decision, wanted: LeaseRecall) -> None:
     record = decision.record
     if record.lease is None or wanted.fence != record.fence or record.cancelling:
         return
-    decision.fact("recalled", reason=wanted.reason)
-    decision.call(
-        "job.stop", StopRequest(job=record.job, mode="checkpoint"), f":recall:{record.fence}", to=record.lease.machine
-    )  # that it has stopped, the answer tells
+    decision.fact("recalled", reason=wanted.reason, final=wanted.final)
+    stop = StopRequest(job=record.job, mode="cancel" if wanted.final else "checkpoint")
+    again = ":final" if wanted.final else ""
+    decision.call("job.stop", stop, f":recall:{record.fence}{again}", to=record.lease.machine)  # that it has stopped, the answer tells
 
 
 def reported(decision: Decision, report: Report) -> None:
@@ -437,7 +437,10 @@ def probed(decision: Decision, report: Report) -> None:
     if record.offer is None or record.plan is None or record.lease is None:
         return
     offer = record.offer.model_copy(update={"price_micros_per_hour": record.lease.price_micros_per_hour})
-    request = RequoteRequest(job=record.job, offer=offer, plan=record.plan, probe=report.probe)
+    request = RequoteRequest(
+        job=record.job, offer=offer, plan=record.plan, probe=report.probe, limit_micros=limit(record),
+        deadline_hours=record.request.deadline_hours,
+    )  # fmt: skip
     decision.call("offer.requote", request, f":{record.fence}")
 
 
@@ -448,6 +451,9 @@ def interrupt(
     record = decision.record
     if record.cancelling:
         finish(decision, "cancelled", reason="cancelled by the user")
+        return
+    if record.given_up:
+        finish(decision, "failed", reason=record.recalled)
         return
     lease = record.lease
     decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid, fence=max(fence, record.fence))

@@ -34,7 +34,7 @@ class Fact(BaseModel):
 class JobRecord(BaseModel):
     """A job. `lease` is set while a factory holds it; `spent_micros` counts the leases that have ended.
 
-    `recalled` is why its machine is wanted back, while the job is being checkpointed.
+    `recalled` is why its machine is wanted back, while the job is being checkpointed; `given_up`: it gets no other one.
 
     `quotes` counts the offers that were chosen for it. `approved_by` is whose key let it spend, up to `approved_micros`; None: up to
     the request's own limits. `economises` while it waits for the budget.
@@ -67,6 +67,7 @@ class JobRecord(BaseModel):
     fenced_reports: int = 0
     cancelling: bool = False
     recalled: str | None = None
+    given_up: bool = False
     spent_micros: int = 0
     artefacts: list[Artefact] = Field(default_factory=list)
     gates: dict[str, Gate] = Field(default_factory=dict)
@@ -154,7 +155,7 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
         case "cancelling":
             change |= {"cancelling": True}
         case "recalled":
-            change |= {"recalled": data["reason"]}
+            change |= {"recalled": data["reason"], "given_up": data.get("final", False)}
         case "fenced":
             change |= {"fenced_reports": record.fenced_reports + 1}
         case "interrupted":
@@ -184,4 +185,4 @@ def ended_lease(record: JobRecord, at: datetime) -> dict[str, Any]:
         return {}
     seconds = max(0.0, (at - record.leased_at).total_seconds())
     cost = round(record.lease.price_micros_per_hour * seconds / 3600)
-    return {"lease": None, "leased_at": None, "recalled": None, "spent_micros": record.spent_micros + cost}
+    return {"lease": None, "leased_at": None, "recalled": None, "given_up": False, "spent_micros": record.spent_micros + cost}

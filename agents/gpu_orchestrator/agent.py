@@ -212,7 +212,10 @@ class GpuOrchestratorAgent(BaseAgent):
         tx.reply(key, nobody_online(QUOTE_WAIT.total_seconds()))
 
     def _requote(self, message: MCPMessage, tx: Transaction) -> Offer:
-        return self._desk.requote(cast(RequoteRequest, self.params(message)))
+        request = cast(RequoteRequest, self.params(message))
+        if self._renting is not None:
+            self._renting.probed(request, tx)
+        return self._desk.requote(request)
 
     def _list(self, message: MCPMessage, tx: Transaction) -> ListingPage:
         return self._desk.page(cast(ListingQuery, self.params(message)), self._own(()), tx.now)

@@ -31,7 +31,7 @@ from bus.freeze import read_freeze
 from bus.lease import Leases
 from bus.redact import of_error
 from protocol import LabError, Topics, uuid7
-from protocol.machine import LeaseRequest, ProviderStatus
+from protocol.machine import LeaseRequest, ProviderStatus, RequoteRequest
 from protocol.money import BudgetMode, Reservation, StoppedRental
 
 CROWD = 20
@@ -172,6 +172,14 @@ class Renting:
             self._office.till.settle(tx)
         self.look(tx)
 
+    def probed(self, request: RequoteRequest, tx: Transaction) -> None:
+        """The first steps of a job are measured: see whether its money and its time hold."""
+        lease = Leases(tx.connection).of(request.job)
+        rental = next((r for r in Rentals(tx.connection).living() if lease is not None and r.machine == lease.machine), None)
+        if lease is not None and rental is not None:
+            rest = self._desk.rest(request, rental.listing, rental.price_micros_per_hour)
+            self._office.probed(request, rest, lease, rental, tx)
+
     def answered(self, answer: Answer, tx: Transaction) -> None:
         """Take in an answer of the cost monitor."""
         if answer.method == "budget.settle":
@@ -179,7 +187,7 @@ class Renting:
         elif answer.method == "budget.extend":
             word = answer.error or answer.result
             assert isinstance(word, LabError | Reservation)
-            self._office.extended(answer.key, word, tx)
+            self._office.extended(answer.key, word, tx, likely=answer.context.get("likely"))
             if isinstance(word, Reservation):
                 self._host.hand_out(tx)
 

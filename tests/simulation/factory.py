@@ -51,6 +51,8 @@ async def make_plan(request: PlanRequest, home: Path, launcher: object) -> dict[
             return {"crash": "the planning process ended with status -9: "}
     if node.world.request_of(request.request.dataset).long:
         return {"plan": FORECAST | {"base_parameters": 10**9, "trained_tokens": 100_000_000}}
+    if node.world.request_of(request.request.dataset).pace:
+        return {"plan": FORECAST | {"steps": 10_000}}
     if not node.world.request_of(request.request.dataset).shared:
         return {"plan": FORECAST}
     finished = node.disk.models.get(KEY)
@@ -144,6 +146,11 @@ class JobProcess:
                 await self.heard({"kind": "stage_done", "stage": stage, "seconds": 1.0, "results": results, "again": True})
                 continue
             await self.heard({"kind": "stage_started", "stage": stage})
+            if stage == "train" and (pace := world.request_of_job(self.job).pace):
+                await self.heard({"kind": "progress", "stage": stage, "step": 1})
+                if await self._wait(20 * pace, stoppable=True):
+                    return -signal.SIGKILL
+                await self.heard({"kind": "progress", "stage": stage, "step": 21})
             if await self._wait(world.random.uniform(0.5, 8.0), stoppable=True):
                 return -signal.SIGKILL
             if self._stopping.is_set():

@@ -91,7 +91,8 @@ def wishes(world: World, number: int, request: Request) -> list[Wish]:
     params = TrainRequest(domain="sleep", dataset=dataset(number), priority=request.priority)
     if request.paid:
         sellers = [seller.vendor for seller in world.plan.sellers]
-        params = params.model_copy(update={"providers": sellers, "untrusted_hosts": True})
+        limits = {"budget_usd": request.budget_usd, "deadline_hours": request.deadline_hours}
+        params = params.model_copy(update={"providers": sellers, "untrusted_hosts": True, **limits})
         params.signature = world.key.sign(submission("lab", f"job-{number}", digest(params)))
     job = f"job-{number}"
     delay = request.at / 10

@@ -47,6 +47,9 @@ class Request:
     shared: bool = False  # what it asks for is the same model as every other shared request's
     paid: bool = False  # it is to be trained on a rented machine
     long: bool = False  # its training is predicted to take hours, so that it shares no machine
+    pace: float = 0.0  # seconds that one of its 10,000 steps really takes; 0: nobody measures it
+    budget_usd: float | None = None
+    deadline_hours: float | None = None
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,26 @@ def test_a_bill_of_eight_times_the_price_is_entered_and_told_and_its_provider_le
     assert world.frozen == ["runpod"]
 
 
+def test_what_a_probe_finds_dearer_is_set_aside_at_once() -> None:
+    world = Life(Plan(requests=(Request(paid=True, pace=0.2),), sellers=VAST, affordable=20))
+    extended: list[int] = []
+
+    def look(world: World) -> None:
+        extended.extend(row[0] for row in world.nodes["cost_monitor"].read("SELECT amount_micros FROM entries WHERE kind = 'extend'"))
+
+    world.upon("train", 5.0, look)
+    world.run()
+    assert states(world) == ["done"] and len(extended) == 1
+
+
+def test_a_job_that_its_budget_will_likely_not_hold_is_given_up_after_its_first_steps() -> None:
+    world = live(Plan(requests=(Request(paid=True, pace=0.4, budget_usd=0.25),), sellers=VAST, affordable=20))
+    [record] = world.invariants.records.values()
+    assert (record["state"], record["failures"]) == ("failed", 0)
+    assert "it would likely cost $0." in record["reason"] and "more than what was agreed to, $0.25" in record["reason"]
+    assert cloud(world).bill() < 100_000, "the reservation is not burnt"
+
+
 def test_a_month_that_ends_while_a_machine_runs_leaves_the_money_right() -> None:
     assert states(live(Plan(requests=(JOB,), sellers=VAST, start="month"))) == ["done"]
 

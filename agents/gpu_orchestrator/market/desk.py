@@ -10,7 +10,7 @@ from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import catalogue
 from agents.gpu_orchestrator.market.book import OfferBook
 from agents.gpu_orchestrator.market.choice import ranked, select_optimal_provider
-from agents.gpu_orchestrator.market.estimate import requoted
+from agents.gpu_orchestrator.market.estimate import Rest, requoted, rest
 from agents.gpu_orchestrator.market.gpus import gpu_name
 from agents.gpu_orchestrator.market.history import History
 from agents.gpu_orchestrator.market.requirements import Requirements, Supply, limit
@@ -128,6 +128,10 @@ class Desk:
         terms = self._configs.providers
         listing = self.book.find(request.offer.provider, request.offer.machine)
         return requoted(request.offer, request.plan, request.probe, listing, terms.local, terms.rented)
+
+    def rest(self, request: RequoteRequest, listing: Listing, price_micros_per_hour: int) -> Rest:
+        """Return what a job on a rented machine still takes by what a probe measured."""
+        return rest(request.plan, request.probe, price_micros_per_hour, listing, self._configs.providers.rented)
 
     def page(self, query: ListingQuery, machines: Sequence[Machine], at: datetime) -> ListingPage:
         """Return what is for sale, and this lab's own machines.

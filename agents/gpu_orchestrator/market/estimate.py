@@ -132,6 +132,33 @@ def lent_offer(machine: Machine, plan: Plan, gpu: Gpu | None = None, calibration
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What a job on a rented machine still takes from its probe on: likely, and what has to be set aside for it."""
+
+    seconds: float
+    likely_micros: int
+    aside_micros: int
+
+
+def rest(plan: Plan, probe: Probe, price_micros_per_hour: int, listing: Listing | None, terms: Rented) -> Rest:
+    """Return what is still to come: what was until now, the meter tells better than any reckoning.
+
+    Args:
+        price_micros_per_hour: what the machine costs, its disk included.
+        listing: what it is, for egress; None: it is sold no more.
+    """
+    seconds = _rest_s(plan, probe, exports=True)
+    p50, whole = milliseconds(seconds), milliseconds(seconds * MEASURED_SPREAD + terms.grace_seconds)
+    egress = listing.egress_micros_per_gb * sizes_gb(plan)[1] if listing is not None else 0
+    return Rest(seconds, cost(price_micros_per_hour, p50) + egress, reservation(price_micros_per_hour, whole) + egress)
+
+
+def _rest_s(plan: Plan, probe: Probe, exports: bool) -> float:
+    steps = plan.steps * (1 + float(plan.parameters.get("control_share") or 0))
+    return max(0.0, steps - probe.step) * probe.seconds / probe.steps + (export_seconds(plan) if exports else 0.0)
+
+
 def requoted(offer: Offer, plan: Plan, probe: Probe, listing: Listing | None, local: Provider, terms: Rented) -> Offer:
     """Return an offer with times and money by what the first steps really took.
 
@@ -140,10 +167,8 @@ def requoted(offer: Offer, plan: Plan, probe: Probe, listing: Listing | None, lo
     Args:
         listing: what the offer was made from, for disk and egress; None: a local slot, or one that is sold no more.
     """
-    steps = plan.steps * (1 + float(plan.parameters.get("control_share") or 0))
-    rest = max(0.0, steps - probe.step) * probe.seconds / probe.steps
     around = terms.provisioning_seconds if offer.paid else 0.0
-    seconds = around + probe.elapsed_s + rest + (export_seconds(plan) if offer.provider != LOCAL else 0.0)
+    seconds = around + probe.elapsed_s + _rest_s(plan, probe, exports=offer.provider != LOCAL)
     p50, p90 = milliseconds(seconds), milliseconds(seconds * MEASURED_SPREAD)
     grace = terms.grace_seconds if offer.paid else local.provisioning_seconds + local.grace_seconds
     price, whole = offer.price_micros_per_hour, p90 + milliseconds(grace)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from agents.gpu_orchestrator.market.estimate import Rest
 from agents.gpu_orchestrator.providers.provider import AuthFailed, QuotaExceeded
 from agents.gpu_orchestrator.rentals import life, meter
 from agents.gpu_orchestrator.rentals.breaker import Breaker, circuit
@@ -32,6 +33,7 @@ from protocol.machine import (
     Listing,
     Offer,
     QuoteRequest,
+    RequoteRequest,
 )
 from protocol.money import (
     ExtendRequest,
@@ -194,18 +196,65 @@ class Office:
             tx.call("lease.delay", LeaseDelay(job=account.job, reason=final, final=True), key=account.job)
         return reason
 
-    def _extend(self, account: Account, needed: int, tx: Transaction) -> str:
-        """Ask for more money; returns what the job waits for."""
+    def _extend(self, account: Account, needed: int, tx: Transaction, likely: int | None = None) -> str:
+        """Ask for more money; returns what the job waits for.
+
+        Args:
+            likely: what the job that runs will likely cost in all, where a probe has told it.
+        """
         if not account.refused:
             more = ExtendRequest(reservation=account.reservation, job=account.job, amount_micros=needed)
-            tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}")
+            context = {} if likely is None else {"likely": likely}
+            tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}", context=context)
         return account.refused or "more money is asked for: the next machine costs more, or earlier ones were lost."
 
-    def extended(self, job: str, answer: Reservation | LabError, tx: Transaction) -> None:
-        """Take in the cost monitor's answer."""
+    def probed(self, request: RequoteRequest, rest: Rest, lease: Lease, rental: Rental, tx: Transaction) -> None:
+        """See whether money and time hold by what a job's first steps took: more is set aside at once, or the job is given up
+        while little is lost.
+
+        Set aside is what it may cost (P90), given up is what will likely not do (P50): a chance of one in ten is not worth a job.
+        """
+        store = Rentals(tx.connection)
+        account, payer = store.account(request.job), store.payer(rental.id)
+        if account is None or payer is None or payer.job != account.job:
+            return
+        seconds = (tx.now - payer.since).total_seconds() + rest.seconds
+        spent = store.spent(account.job, tx.now)
+        likely, most = spent + rest.likely_micros, account.agreed_micros * OVERRUN
+        whose = f"{OVERRUN} times what was quoted"
+        if request.limit_micros is not None and request.limit_micros < most:
+            most, whose = request.limit_micros, "what was agreed to"
+        needed = min(spent + rest.aside_micros, most)
+        if request.deadline_hours is not None and seconds > request.deadline_hours * 3600:
+            hours = f"{seconds / 3600:.2f} hours on this machine, longer than the {request.deadline_hours:g} of deadline_hours"
+            self._give_up(lease, f"it would likely take {hours}. Allow more, or ask for a smaller job.", tx)
+        elif likely > most:
+            cost = f"it would likely cost {dollars(likely)} in all, more than {whose}, {dollars(most)}"
+            self._give_up(lease, f"{cost}. Allow more with budget_usd, or ask for a smaller job.", tx)
+        elif needed > account.reserved_micros:
+            self._extend(account, needed, tx, likely)
+            if account.refused:
+                self._short(account, likely, lease, tx)
+
+    def _short(self, account: Account, likely: int, lease: Lease, tx: Transaction) -> None:
+        """No more is set aside for a job that runs: it goes on if what it will likely cost is."""
+        if likely > account.reserved_micros:
+            cost = f"it would likely cost {dollars(likely)} in all, {dollars(account.reserved_micros)} are set aside"
+            self._give_up(lease, f"{cost}, and more is refused: {account.refused}", tx)
+
+    def _give_up(self, lease: Lease, reason: str, tx: Transaction) -> None:
+        reason = f"stopped after its first steps on {lease.machine}, by which {reason}"
+        recall = LeaseRecall(job=lease.job, lease=lease.lease, fence=lease.fence, reason=reason, final=True)
+        tx.call("lease.recall", recall, key=lease.job, id=f"{lease.lease}:give-up")
+
+    def extended(self, job: str, answer: Reservation | LabError, tx: Transaction, likely: int | None = None) -> None:
+        """Take in the cost monitor's answer; `likely` as it was asked with."""
         store = Rentals(tx.connection)
         if isinstance(answer, LabError):
             store.refuse(job, str(answer))
+            account, lease = store.account(job), Leases(tx.connection).of(job)
+            if likely is not None and account is not None and lease is not None:
+                self._short(account, likely, lease, tx)
             if answer.retry is Retry.NEVER:
                 tx.call("lease.delay", LeaseDelay(job=job, reason=str(answer), final=True), key=job)
             else:

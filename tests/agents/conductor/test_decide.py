@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from agents.conductor.decide import ATTEMPTS, BACKOFF, CancelAsked, Refused, Resume, Routed, Stopped, late, pause
 from protocol.errors import Code, LabError
-from protocol.job import Probe, Stage, State, Submitted
-from protocol.machine import LeaseRelease
+from protocol.job import Empty, Probe, Stage, State, Submitted
+from protocol.machine import LeaseRecall, LeaseRelease
 from protocol.money import ReleaseRequest, SettleRequest
 from tests.agents.conductor.jobs import (
     ARTEFACT,
@@ -289,6 +289,7 @@ def test_a_probe_on_a_rented_machine_is_priced_by_what_is_paid_there():
     (call,) = job.made("offer.requote")
     assert call.params.probe == probe and call.params.plan == PLAN
     assert call.params.offer.price_micros_per_hour == grant(1).price_micros_per_hour
+    assert (call.params.limit_micros, call.params.deadline_hours) == (3_000_000, None), "what the request allows"
     better = call.params.offer.model_copy(update={"seconds_p50": 40.0})
     before = job.record
     job.answer(call.id, better)
@@ -296,3 +297,32 @@ def test_a_probe_on_a_rented_machine_is_priced_by_what_is_paid_there():
     assert (job.record.state, job.record.offer, job.record.lease) == (before.state, before.offer, before.lease)
     job.report(report(9, "probed", probe=probe))
     assert job.names()[-1] == "fenced" and len(job.made("offer.requote")) == 1
+
+
+def test_a_job_that_is_given_up_is_stopped_without_saving_and_fails_with_the_numbers():
+    job = running()
+    job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="it would likely cost $9.00.", final=True))
+    stop = job.made("job.stop")[-1]
+    assert stop.params.mode == "cancel" and not job.record.final, "its factory says first that it has stopped"
+    job.answer(stop.id, Empty())
+    assert (job.record.state, job.record.reason) == (State.FAILED, "it would likely cost $9.00.")
+    assert job.made("lease.release")[-1].params.over
+
+
+@pytest.mark.parametrize("end", ["lost", "interrupted", "failed"])
+def test_a_job_that_is_given_up_goes_on_nowhere_however_it_ends(end: str):
+    job = running()
+    job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="saving", final=False))
+    job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="too dear", final=True))
+    if end == "lost":
+        job.lose(lost(1))
+    else:
+        job.report(report(1, end, reason="x", retry="later"))
+    assert (job.record.state, job.record.reason, job.record.failures) == (State.FAILED, "too dear", 0)
+
+
+def test_a_job_that_is_done_before_it_is_stopped_is_done():
+    job = running()
+    job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="too dear", final=True))
+    job.report(report(1, "done", **DONE))
+    assert job.record.state is State.DONE
