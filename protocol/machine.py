@@ -197,6 +197,9 @@ class LeaseGrant(Strict):
     price_micros_per_hour: int
     ttl_s: float
     expires_at: datetime
+    listing: str = Field(default="", description="what was rented, which may be another one than was quoted; empty: nothing")
+    gpu: str = Field(default="", description="of what was rented")
+    spot: bool = Field(default=False, description="the rented machine may be taken away at any time")
 
 
 class LeaseRenewal(Strict):

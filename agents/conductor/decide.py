@@ -28,7 +28,6 @@ from protocol.job import (
     TrainRequest,
 )
 from protocol.machine import (
-    OWN,
     LeaseDelay,
     LeaseGrant,
     LeaseLost,
@@ -364,7 +363,7 @@ def leased(decision: Decision, grant: LeaseGrant) -> None:
         RunRequest(
             job=record.job, request=record.request, route=record.route, plan=record.plan, lease=grant.lease,
             fence=grant.fence, attempt=record.attempt, price_micros_per_hour=grant.price_micros_per_hour,
-            provider=grant.provider, spot=grant.provider not in OWN and record.offer is not None and record.offer.spot,
+            provider=grant.provider, spot=grant.spot,
         ),
         f":{grant.fence}",
         to=grant.machine,
@@ -436,7 +435,11 @@ def probed(decision: Decision, report: Report) -> None:
     decision.fact("probed", probe=report.probe.model_dump(mode="json"))
     if record.offer is None or record.plan is None or record.lease is None:
         return
-    offer = record.offer.model_copy(update={"price_micros_per_hour": record.lease.price_micros_per_hour})
+    lease = record.lease
+    leased: dict[str, object] = {"price_micros_per_hour": lease.price_micros_per_hour}
+    if lease.listing:  # perhaps another one than was quoted
+        leased |= {"provider": lease.provider, "machine": lease.listing, "gpu": lease.gpu, "spot": lease.spot}
+    offer = record.offer.model_copy(update=leased)
     request = RequoteRequest(
         job=record.job, offer=offer, plan=record.plan, probe=report.probe, limit_micros=limit(record),
         deadline_hours=record.request.deadline_hours,

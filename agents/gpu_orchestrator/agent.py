@@ -360,11 +360,14 @@ class GpuOrchestratorAgent(BaseAgent):
             self._answer_waiting(message, self._granted(lease, tx), tx)
 
     def _granted(self, lease: Lease, tx: Transaction) -> LeaseGrant:
+        rental = next((r for r in Rentals(tx.connection).living() if r.machine == lease.machine), None)
+        listing = None if rental is None else rental.listing
         own = LENT if is_lent(rental_of(lease.machine)) else LOCAL
         return LeaseGrant(
             job=lease.job, lease=lease.lease, fence=lease.fence, machine=lease.machine, ttl_s=TTL.total_seconds(),
-            provider=next((r.provider for r in Rentals(tx.connection).living() if r.machine == lease.machine), own),
+            provider=own if rental is None else rental.provider,
             price_micros_per_hour=lease.price_micros_per_hour, expires_at=lease.expires_at,
+            listing=listing.id if listing else "", gpu=listing.gpu if listing else "", spot=listing is not None and listing.spot,
         )  # fmt: skip
 
     def _own(self, leases: Iterable[Lease]) -> list[Machine]:

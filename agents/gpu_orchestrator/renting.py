@@ -153,7 +153,8 @@ class Renting:
                 assert account is not None and job.offer is not None
                 payer = store.payer(rental.id)
                 if payer is not None and payer.job == job.job and job.offer.gpu == rental.listing.gpu:
-                    history.begin(tx.connection, job.job, job.offer, rental.created_at)  # not of a machine that is warm
+                    taken = job.offer.model_copy(update={"provider": rental.provider})  # where the quoted one was sold out
+                    history.begin(tx.connection, job.job, taken, rental.created_at)  # not of a machine that is warm
                 store.pays(rental, account, tx.now)
                 self._host.grant(job, machine, rental.price_micros_per_hour, requests, tx)
                 self._office.granted(askings[job.job], rental, tx.now)

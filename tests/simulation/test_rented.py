@@ -101,6 +101,7 @@ def test_the_next_cheapest_is_taken_when_the_cheapest_is_sold_out_just_now() -> 
     assert (first["fault"], first["metered_from"]) == ("NoCapacity", None)
     assert second["listing"]["price_micros_per_hour"] >= first["listing"]["price_micros_per_hour"]
     assert second["listing"]["id"] != first["listing"]["id"]
+    assert [fact["lease"]["listing"] for fact in facts(world, "leased")] == [second["listing"]["id"]], "people are told which one"
 
 
 def test_a_machine_whose_price_moved_between_listing_and_launch_is_not_kept() -> None:

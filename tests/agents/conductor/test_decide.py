@@ -326,3 +326,14 @@ def test_a_job_that_is_done_before_it_is_stopped_is_done():
     job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="too dear", final=True))
     job.report(report(1, "done", **DONE))
     assert job.record.state is State.DONE
+
+
+def test_what_is_leased_counts_where_it_is_not_what_was_quoted():
+    job = provisioned()
+    taken = {"provider": "vast", "machine": "worker-r1", "listing": "7001/spot", "gpu": "A100", "spot": True, "price_micros_per_hour": 500_000}
+    job.happen(grant(1).model_copy(update=taken))
+    run = job.made("job.run")[-1].params
+    assert (run.provider, run.spot, run.price_micros_per_hour) == ("vast", True, 500_000)
+    job.report(report(1, "probed", probe=Probe(steps=20, seconds=4.0, step=21, elapsed_s=30.0)))
+    offer = job.made("offer.requote")[-1].params.offer
+    assert (offer.provider, offer.machine, offer.gpu, offer.spot) == ("vast", "7001/spot", "A100", True)
