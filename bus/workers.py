@@ -202,9 +202,11 @@ async def admitted(control: BrokerAddress) -> set[str]:
     """Return the names of the workers that the broker lets in, so that those without a rental can be dismissed.
 
     Raises:
-        LabError: UNREACHABLE when the broker does not answer.
+        LabError: UNREACHABLE when the broker does not answer; INTERNAL with its words.
     """
     [answer] = await users.ask(control, {"command": "listClients"})
+    if "data" not in answer:
+        raise LabError(Code.INTERNAL, f"the broker does not list its logins: {answer.get('error', 'no reason given')}.")
     return {name for name in answer["data"]["clients"] if rental_of(name)}
 
 

@@ -32,11 +32,14 @@ from bus.lease import Leases
 from bus.redact import of_error
 from protocol import LabError, Topics, uuid7
 from protocol.machine import LeaseRequest, ProviderStatus, RequoteRequest
-from protocol.money import BudgetMode, Reservation, StoppedRental
+from protocol.money import BudgetMode, Reservation
 
 CROWD = 20
 """From so many waiting jobs on they are placed together, at most once in PLACE: with a thousand, one look takes 0.1 s."""
 PLACE = timedelta(seconds=2)
+
+LAB_IN_TAG = 32
+"""Characters of the lab's name in a tag: with mark and rental it has to fit Lambda's 64. The mark tells labs apart."""
 
 
 class Host(Protocol):
@@ -88,7 +91,7 @@ class Renting:
         self._by_bus: tuple[datetime | None, str] | None = None
         self._by_file: tuple[datetime | None, str] | None = None
         self._frozen: datetime | None = None
-        self._reported: list[StoppedRental] = []
+        self._reported: list[tuple[str, datetime | None]] = []
         self._placed: datetime | None = None
         self._asleep = asleep()
         prefix = self._prefix()
@@ -109,7 +112,7 @@ class Renting:
         with self.transaction() as tx:
             tx.connection.execute("INSERT OR IGNORE INTO self VALUES ('mark', ?)", (uuid7()[-8:],))
             mark = tx.connection.execute("SELECT value FROM self WHERE name = 'mark'").fetchone()[0]
-        return f"meetara-{self._host.topics.lab}-{mark}-"
+        return f"meetara-{self._host.topics.lab[:LAB_IN_TAG]}-{mark}-"
 
     def start(self) -> None:
         """Take up the rentals that the last process left."""
@@ -247,8 +250,9 @@ class Renting:
             self.log.warning("paid work is frozen", reason=word[1])
         self._store_changes(self._office.freeze(self._frozen, word[1], tx), tx)
         report = self._office.till.report(self._frozen, tx)
-        if report.stopped != self._reported:
-            self._reported = report.stopped
+        ends = [(item.rental, item.verified_gone_at) for item in report.stopped]  # not what they cost: that grows each second
+        if ends != self._reported:
+            self._reported = ends
             tx.publish("cost_stopped", report)
 
     def look(self, tx: Transaction) -> bool:

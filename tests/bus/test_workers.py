@@ -175,3 +175,12 @@ async def test_a_worker_whose_password_nobody_remembers_is_allowed_other_jobs(br
     with pytest.raises(LabError) as caught:
         await workers.allow(control(broker), token.worker, ["a"])
     assert caught.value.code is Code.NOT_FOUND and token.worker in str(caught.value)
+
+
+async def test_a_broker_that_does_not_list_its_logins_says_so(monkeypatch):
+    async def refused(control, *commands):
+        return [{"command": "listClients", "error": "Invalid/missing verbose"}]
+
+    monkeypatch.setattr(workers.users, "ask", refused)
+    with pytest.raises(LabError, match="does not list its logins: Invalid/missing verbose"):
+        await workers.admitted(BrokerAddress("127.0.0.1", 1))

@@ -33,6 +33,9 @@ from protocol.machine import (
 ANSWER_LIMIT = 30.0
 """Seconds that a provider has to list what it sells; one that hangs must not keep the others' listings waiting."""
 
+SOON = 30.0
+"""Seconds after which one that did not answer is asked again: what it said before counts for minutes, and jobs are refused after."""
+
 
 class Desk:
     """Answers what machines there are, what a job takes on each, and which to take.
@@ -153,7 +156,7 @@ class Desk:
     # the book
 
     async def keep_fresh(self, changed: Callable[[], None]) -> None:
-        """Ask every provider again and again, each at half of the time for which its word counts; runs until cancelled.
+        """Ask every provider again and again, each at half of the time for which its word counts, or soon where it failed; runs until cancelled.
 
         Args:
             changed: called after each answer and each failure.
@@ -162,12 +165,12 @@ class Desk:
 
     async def _keep_asking(self, provider: Provider, changed: Callable[[], None]) -> None:
         while True:
-            pause = max(self._configs.providers.rented.live_minutes * 30, await self.ask(provider))
+            pause = await self.ask(provider)
             changed()
             await asyncio.sleep(pause)
 
     async def ask(self, provider: Provider) -> float:
-        """Ask a provider once what it sells; returns the least seconds until it may be asked again."""
+        """Ask a provider once what it sells; returns the seconds until it is to be asked again."""
         try:
             async with asyncio.timeout(ANSWER_LIMIT):
                 listings = await provider.listings()
@@ -175,12 +178,13 @@ class Desk:
             self.book.failed(provider.name, f"no answer within {ANSWER_LIMIT:g} s")
         except RateLimited as error:
             self.book.failed(provider.name, error.reason)
-            return error.retry_after
+            return max(error.retry_after, SOON)
         except ProviderError as error:
             self.book.failed(provider.name, error.reason)
         else:
             self.book.note(provider.name, listings)
-        return 0.0
+            return self._configs.providers.rented.live_minutes * 30
+        return SOON
 
 
 def nobody_online(waited_s: float) -> LabError:

@@ -182,7 +182,7 @@ class Office:
             reasons[f"{listing.provider} {listing.id}"] = why
         if needed is not None and needed > account.agreed_micros * OVERRUN:
             reason = f"it has spent {dollars(spent)} and would need {dollars(needed)} in all, {OVERRUN} times what was quoted."
-            tx.call("lease.delay", LeaseDelay(job=account.job, reason=reason, final=True), key=account.job)
+            self._refuse(account.job, reason, tx)
             return reason
         if needed is not None:  # another machine costs more, or what was lost with earlier ones is needed again
             return self._extend(account, needed, tx)
@@ -192,8 +192,7 @@ class Office:
         if hope or not reasons:
             self._dear.pop(account.job, None)
         elif tx.now - self._dear.setdefault(account.job, tx.now) > self._limits.dear:
-            final = f"{reason} Allow more with budget_usd, and send the request again."
-            tx.call("lease.delay", LeaseDelay(job=account.job, reason=final, final=True), key=account.job)
+            self._refuse(account.job, f"{reason} Allow more with budget_usd, and send the request again.", tx)
         return reason
 
     def _extend(self, account: Account, needed: int, tx: Transaction, likely: int | None = None) -> str:
@@ -256,7 +255,7 @@ class Office:
             if likely is not None and account is not None and lease is not None:
                 self._short(account, likely, lease, tx)
             if answer.retry is Retry.NEVER:
-                tx.call("lease.delay", LeaseDelay(job=job, reason=str(answer), final=True), key=job)
+                self._refuse(job, str(answer), tx)
             else:
                 tx.timer("extend", job, tx.now + AGAIN)
         else:
@@ -283,6 +282,11 @@ class Office:
         if self._told.get(job) != reason:
             self._told[job] = reason
             tx.call("lease.delay", LeaseDelay(job=job, reason=reason), key=job)
+
+    def _refuse(self, job: str, reason: str, tx: Transaction) -> None:
+        """Tell that a job gets no machine; what it was told before and has not heard, while the conductor is away, is over."""
+        tx.drop_calls(job, "lease.delay")
+        tx.call("lease.delay", LeaseDelay(job=job, reason=reason, final=True), key=job)
 
     def _remaining(self, rental: Rental, leases: Iterable[Lease], now: datetime) -> float:
         """Return the seconds for which a machine is taken by the job that runs there."""

@@ -11,9 +11,11 @@ import pytest
 import configs
 from agents.gpu_orchestrator.agent import QUOTE_WAIT, Clouds, GpuOrchestratorAgent
 from agents.gpu_orchestrator.market.desk import Desk
+from agents.gpu_orchestrator.providers.lambda_labs import LONGEST_NAME
 from agents.gpu_orchestrator.providers.provider import AuthFailed, ProviderError, RateLimited
 from bus import BrokerAddress, Wiring
 from configs import Settings
+from protocol import uuid7
 from protocol.machine import Listing, Offer
 from protocol.money import BudgetMode
 from tests.agents.gpu_orchestrator.market.samples import NOW, listing, plan
@@ -158,11 +160,11 @@ async def test_old_listings_are_not_chosen_and_fresh_ones_are_again(stall):
 
 
 async def test_a_provider_that_fails_keeps_its_listings_and_says_when_to_ask_again(stall):
-    assert await stall.look() == 0.0
+    assert await stall.look() == 300, "half of the ten minutes for which it counts"
     stall.seller.says = RateLimited("lambda", "too many calls", 90.0)
     assert await stall.look() == 90.0
     stall.seller.says = AuthFailed("lambda", "the key is revoked")
-    await stall.look()
+    assert await stall.look() == 30, "what it said before does not count for long"
     page = (await stall.ask("l", "offer.list"))["result"]
     assert page["stale"] == {"lambda": "it could not be asked: the key is revoked"} and [item["id"] for item in page["listings"]] == ["a", "b"]
 
@@ -233,3 +235,29 @@ async def test_the_agent_asks_its_providers_by_itself_and_one_that_hangs_holds_u
     assert desk.book.asked == {"lambda", "vast"} and "no answer within" in desk.book.missing("vast")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_job_that_gets_no_machine_is_told_once_however_long_the_conductor_is_away(stall):
+    await stall.look()
+    offer = (await stall.ask("q", "offer.quote", **request("starter", providers=["lambda"])))["result"]["choice"]
+    await stall.ask(
+        "l", "lease.request", job="j", reservation="r", priority=1, submitted_at=NOW.isoformat(), memory_bytes=1, offer=offer, limit_micros=1
+    )
+    for _ in range(15):
+        stall.pass_time(timedelta(minutes=5))
+        stall.seller.says = (listing(seen_at=stall.time),)
+        await stall.look()
+    finals = [call for _, call in stall.calls() if call.get("final")]
+    assert len(finals) == 1 and len(stall.calls()) == 1 and "Allow more with budget_usd" in finals[0]["reason"]
+
+
+def test_a_tag_fits_every_vendor_however_long_the_labs_name_is(tmp_path):
+    class LongNamed(Stall):
+        def _made(self) -> GpuOrchestratorAgent:
+            wiring = Wiring("gpu_orchestrator-1", self.home, BrokerAddress("127.0.0.1", 1), lab="l" * 64, now=lambda: self.time)
+            clouds = Clouds({self.seller.name: self.seller}, admission=Gate(), image="")  # type: ignore[dict-item,arg-type]
+            return GpuOrchestratorAgent(wiring, configs.load(Settings.read()), clouds)
+
+    made = LongNamed(tmp_path, Seller("lambda"))
+    assert len(made.agent._renting._prefix()) + len(uuid7()[-12:]) <= LONGEST_NAME
+    made.agent.store.close()
