@@ -128,7 +128,7 @@ def ending(rental: Rental, now: datetime, reason: str, fault: str = "") -> Renta
 
 def asked(rental: Rental, now: datetime, owner: Owner = UNKNOWN) -> Rental:
     """Return an ordered rental as it must be stored before its launch is asked for."""
-    return rental.into(State.UNCERTAIN, now, metered_from=now, **owner.mark(rental))
+    return rental.into(State.UNCERTAIN, now, metered_from=now, key=owner.key, account=owner.account)
 
 
 def launched(rental: Rental, instance: Instance, now: datetime, limits: Limits, owner: Owner = UNKNOWN) -> Rental:

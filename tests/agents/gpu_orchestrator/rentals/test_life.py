@@ -202,3 +202,10 @@ def test_another_key_that_shows_the_machine_is_of_its_account_from_then_on() -> 
 def test_a_key_that_is_put_back_must_be_told_twice_again() -> None:
     kept = looked_for(State.ENDING, NEW)
     assert life.missed(kept, after(400), LIMITS, OLD).state is State.ENDING
+
+
+def test_a_launch_is_of_the_key_that_asks_for_it_whatever_was_tried_before() -> None:
+    again = life.refused(life.asked(rental(), NOON, OLD), RateLimited("vast", "slow", 5), NOON, LIMITS)
+    assert (again.state, again.account) == (State.ORDERED, "4711")
+    asked = life.asked(again, NOON, NEW)
+    assert (asked.key, asked.account) == (NEW.key, "")
