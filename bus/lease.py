@@ -154,6 +154,10 @@ class Leases:
         """Return all leases, by job."""
         return [_lease(row) for row in self._connection.execute("SELECT * FROM leases ORDER BY job")]
 
+    def machines(self) -> set[str]:
+        """Return the machines that somebody leases."""
+        return {row[0] for row in self._connection.execute("SELECT machine FROM leases")}
+
     def _one(self, job: str) -> Lease:
         return _lease(self._connection.execute("SELECT * FROM leases WHERE job = ?", (job,)).fetchone())
 

@@ -18,7 +18,7 @@ from agents.gpu_orchestrator.market.desk import Desk, nobody_online
 from agents.gpu_orchestrator.market.weighing import unfit
 from agents.gpu_orchestrator.providers.provider import Provider
 from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
-from agents.gpu_orchestrator.rentals.store import Rentals
+from agents.gpu_orchestrator.rentals.store import SHUNNED_FOR_NOW, Rentals
 from agents.gpu_orchestrator.renting import Renting
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring
 from bus.lease import SCHEMA as LEASES
@@ -81,7 +81,7 @@ class GpuOrchestratorAgent(BaseAgent):
     """Quotes jobs on the machines that are online, and leases their slots: highest priority first, then the oldest."""
 
     role: ClassVar[str] = "gpu_orchestrator"
-    migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE, RENTALS + ASKED, history.SCHEMA)
+    migrations: ClassVar[tuple[str, ...]] = (LEASES, QUEUE, RENTALS + ASKED, history.SCHEMA, SHUNNED_FOR_NOW)
 
     def __init__(
         self, wiring: Wiring, configs: Configs | None = None, clouds: Clouds | None = None,
@@ -324,10 +324,10 @@ class GpuOrchestratorAgent(BaseAgent):
         leases = self._leases(tx)
         self._answer_quotes(tx)
         requests = {row["message"]: queue.request_of(row["request"]) for row in self.waiting(tx)}
+        held = {lease.job: lease for lease in leases.live()}
         for message, request in list(requests.items()):
-            held = leases.of(request.job)
-            if held is not None:
-                self._answer_waiting(message, self._granted(held, tx), tx)
+            if request.job in held:
+                self._answer_waiting(message, self._granted(held[request.job], tx), tx)
                 del requests[message]
         jobs = {request.job: request for request in requests.values()}
         own = [job for job in jobs.values() if job.offer is None or not job.offer.paid]
@@ -360,7 +360,7 @@ class GpuOrchestratorAgent(BaseAgent):
             self._answer_waiting(message, self._granted(lease, tx), tx)
 
     def _granted(self, lease: Lease, tx: Transaction) -> LeaseGrant:
-        rental = next((r for r in Rentals(tx.connection).living() if r.machine == lease.machine), None)
+        rental = Rentals(tx.connection).of(rental_of(lease.machine) or "")
         listing = None if rental is None else rental.listing
         own = LENT if is_lent(rental_of(lease.machine)) else LOCAL
         return LeaseGrant(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -128,8 +129,7 @@ class Renting:
     def tell_again(self, tx: Transaction) -> None:
         """Tell a broker that has forgotten everything how providers are, and who may come in."""
         self._told.clear()
-        for provider in self._keeper.providers:
-            self._tell_provider(provider, tx)
+        self._tell_providers(tx)
         self._let_in(Rentals(tx.connection).living(), tx)
 
     # jobs
@@ -139,36 +139,48 @@ class Renting:
         if not jobs or self._frozen is not None:
             return
         store = Rentals(tx.connection)
-        askings = {}
-        for job in jobs:
-            row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
-            if row is not None:
-                askings[job.job] = Asking(job, queue.quote_of(row["request"]))
-        left = {name: asking.request for name, asking in askings.items()}
-        for rental in store.living():
-            if rental.state is not State.READY:
-                continue
-            machines = [m for m in self._fleet.machines(Leases(tx.connection).live()) if m.name == rental.machine]
-            fitting = [job for job in left.values() if job.kind == rental.kind and askings[job.job].accepts(rental)]
-            for waiting, machine in queue.assign(map(queue.waiting, fitting), machines, tx.now):
-                job = left.pop(waiting.job)
-                account = store.account(job.job)
-                assert account is not None and job.offer is not None
-                payer = store.payer(rental.id)
-                if payer is not None and payer.job == job.job and job.offer.gpu == rental.listing.gpu:
-                    taken = job.offer.model_copy(update={"provider": rental.provider})  # where the quoted one was sold out
-                    history.begin(tx.connection, job.job, taken, rental.created_at)  # not of a machine that is warm
-                store.pays(rental, account, tx.now)
-                self._host.grant(job, machine, rental.price_micros_per_hour, requests, tx)
-                self._office.granted(askings[job.job], rental, tx.now)
-                self._let_in([rental], tx)
-        self._office.till.settle(tx)  # who has handed a machine over
-        if len(left) > CROWD and self._placed is not None and timedelta(0) <= tx.now - self._placed < PLACE:
+        machines = {m.name: m for m in self._fleet.machines(Leases(tx.connection).live()) if m.rental is not None and m.free > 0}
+        free = [rental for rental in store.living() if rental.state is State.READY and rental.machine in machines]
+        together = len(jobs) > CROWD and self._placed is not None and timedelta(0) <= tx.now - self._placed < PLACE
+        if together:
+            assert self._placed is not None
             tx.timer("place", "", self._placed + PLACE)  # soon, together with what else comes until then
-        else:
+            kinds = {rental.kind for rental in free}
+            jobs = [job for job in jobs if job.kind in kinds]
+        askings = {asking.request.job: asking for asking in self._askings(jobs, tx)}
+        for rental in free:
+            fitting = [
+                asking.request for asking in askings.values()
+                if asking.request.kind == rental.kind and asking.accepts(rental)
+            ]  # fmt: skip
+            for waiting, _ in queue.assign(map(queue.waiting, fitting), [machines[rental.machine]], tx.now):
+                self._begin(askings.pop(waiting.job), rental, requests, tx)
+        self._office.till.settle(tx)  # who has handed a machine over
+        if not together:
             self._placed = tx.now
-            self._office.place([askings[name] for name in left], tx)
-        tx.after_commit(self._keeper.wake)
+            if self._office.place(askings.values(), tx):
+                tx.after_commit(self._keeper.wake)
+
+    def _askings(self, jobs: Sequence[LeaseRequest], tx: Transaction) -> list[Asking]:
+        """Return jobs with what their quotes were asked with."""
+        if not jobs:
+            return []
+        rows = tx.connection.execute("SELECT job, request FROM asked WHERE job IN (SELECT job FROM waiting)")
+        quotes = {row["job"]: row["request"] for row in rows}
+        return [Asking(job, queue.quote_of(quotes[job.job])) for job in jobs if job.job in quotes]
+
+    def _begin(self, asking: Asking, rental: Rental, requests: Mapping[str, LeaseRequest], tx: Transaction) -> None:
+        """Let a job begin on a rented machine, and pay for it."""
+        store, job = Rentals(tx.connection), asking.request
+        account, payer = store.account(job.job), store.payer(rental.id)
+        assert account is not None and job.offer is not None
+        if payer is not None and payer.job == job.job and job.offer.gpu == rental.listing.gpu:
+            taken = job.offer.model_copy(update={"provider": rental.provider})  # where the quoted one was sold out
+            history.begin(tx.connection, job.job, taken, rental.created_at)  # not of a machine that is warm
+        store.pays(rental, account, tx.now)
+        self._host.grant(job, rental.machine, rental.price_micros_per_hour, requests, tx)
+        self._office.granted(asking, rental, tx.now)
+        self._let_in([rental], tx)
 
     def released(self, over: bool, tx: Transaction) -> None:
         """A job has given back what it had; `over`: it has ended."""
@@ -212,8 +224,7 @@ class Renting:
             self._follow_freeze(tx)
             if self.look(tx):
                 self._host.hand_out(tx)
-            for provider in self._keeper.providers:
-                self._tell_provider(provider, tx)
+            self._tell_providers(tx)
 
     def clock_was_set(self, seconds: float, tx: Transaction) -> None:
         """Follow the wall clock."""
@@ -258,11 +269,12 @@ class Renting:
     def look(self, tx: Transaction) -> bool:
         """Compare rentals with who is online; tells whether anything has changed."""
         online = {m.name: m.device for m in self._fleet.machines(()) if m.rental is not None}
-        kinds = [
-            request.kind for row in self._host.waiting(tx)
-            if (request := queue.request_of(row["request"])).offer is not None and request.offer.paid
-        ]  # fmt: skip
-        changes = self._office.look(online, kinds, tx)
+
+        def wanted() -> set[str]:
+            waiting = (queue.request_of(row["request"]) for row in self._host.waiting(tx))
+            return {request.kind for request in waiting if request.offer is not None and request.offer.paid}
+
+        changes = self._office.look(online, wanted, tx)
         self._store_changes(changes, tx)
         return bool(changes)
 
@@ -295,7 +307,7 @@ class Renting:
             reason=after.reason or None, fault=after.fault or None,
         )  # fmt: skip
         self._office.changed(before, after, tx)
-        self._tell_provider(after.provider, tx)
+        self._tell_providers(tx)
         tx.after_commit(self._keeper.wake)
         if after.state in (State.READY, State.GONE):
             tx.timer("place", "", tx.now)
@@ -318,22 +330,24 @@ class Renting:
             self.log.warning("provider in trouble", provider=provider, error=type(error).__name__, reason=error.reason)
         self._trouble[provider] = "" if error is None else str(error)
 
-    def _tell_provider(self, provider: str, tx: Transaction) -> None:
-        """Publish a paid provider's status where it has changed: slots are the machines that are rented there."""
-        rented = Rentals(tx.connection).living(provider)
-        leased = {lease.machine for lease in Leases(tx.connection).live()}
-        free = sum(1 for rental in rented if rental.state is State.READY and rental.machine not in leased)
-        unseen = [rental for rental in rented if rental.unseen_by]
-        trouble = out_of_sight(provider, unseen) if unseen else self._trouble.get(provider, "")
-        status = ProviderStatus(
-            provider=provider, status="degraded" if trouble else "up", slots=len(rented), free=free, reason=trouble, at=tx.now
-        )
-        told = self._told.get(provider)
-        if told is None or told.model_copy(update={"at": status.at}) != status:
-            if unseen and (told is None or told.reason != trouble):
-                self.log.error("machines out of sight", provider=provider, reason=trouble)
-            self._told[provider] = status
-            tx.publish("provider_status", status, provider=provider)
+    def _tell_providers(self, tx: Transaction) -> None:
+        """Publish the status of paid providers where it has changed: slots are the machines that are rented there."""
+        leased = Leases(tx.connection).machines()
+        living = Rentals(tx.connection).living()
+        slots = Counter(rental.provider for rental in living)
+        free = Counter(rental.provider for rental in living if rental.state is State.READY and rental.machine not in leased)
+        for name in self._keeper.providers:
+            unseen = [rental for rental in living if rental.unseen_by and rental.provider == name]
+            trouble = out_of_sight(name, unseen) if unseen else self._trouble.get(name, "")
+            status = ProviderStatus(
+                provider=name, status="degraded" if trouble else "up", slots=slots[name], free=free[name], reason=trouble, at=tx.now
+            )
+            told = self._told.get(name)
+            if told is None or told.model_copy(update={"at": status.at}) != status:
+                if unseen and (told is None or told.reason != trouble):
+                    self.log.error("machines out of sight", provider=name, reason=trouble)
+                self._told[name] = status
+                tx.publish("provider_status", status, provider=name)
 
 
 def asleep() -> float:

@@ -98,7 +98,7 @@ class Vendor:
         """Let the lab have the key of a new account, from its next start on."""
         number = len(self.accounts)
         self.cloud = VENDORS[self.seller.vendor](
-            self.clock, boot=self._boot, boot_seconds=40, billing_factor=self.seller.billing_factor,
+            self.clock, boot=self._boot, boot_seconds=self.seller.boot, billing_factor=self.seller.billing_factor,
             key=f"key-of-account-{number}", account=number,
         )  # fmt: skip
         self.cloud.chance = self._chance

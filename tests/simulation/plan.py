@@ -50,6 +50,7 @@ class Request:
     pace: float = 0.0  # seconds that one of its 10,000 steps really takes; 0: nobody measures it
     budget_usd: float | None = None
     deadline_hours: float | None = None
+    lasts: int = 0  # seconds that its training takes beside those of any
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ class Fault:
 class Seller:
     """A vendor of machines. Shares of calls and machines with which something goes wrong.
 
-    `capacity`: machines of each type; `dead`: machines that never come; `lies`: those with half of the memory that was sold.
+    `capacity`: machines of each type; `boot`: seconds from a launch until the machine runs; `dead`: machines that never come; `lies`: those with half of the memory that was sold.
     """
 
     vendor: str
     capacity: int = 3
+    boot: int = 40
     trouble: float = 0.0
     preempted: float = 0.0
     dead: float = 0.0

@@ -219,6 +219,9 @@ class World:
         plan: what happens.
     """
 
+    patience = PATIENCE
+    limits = LIMITS
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.random = random.Random(plan.seed)
@@ -261,7 +264,7 @@ class World:
 
     def _orchestrator(self, wiring: Wiring) -> GpuOrchestratorAgent:
         providers = {vendor.seller.vendor: vendor.provider() for vendor in self.vendors}
-        clouds = Clouds(providers, Gate(self), "worker", limits=LIMITS, replaced=self.replaced) if providers else None
+        clouds = Clouds(providers, Gate(self), "worker", limits=self.limits, replaced=self.replaced) if providers else None
         return GpuOrchestratorAgent(wiring, self.configs, clouds)
 
     # time
@@ -505,7 +508,7 @@ class World:
             if when >= look:
                 if self.invariants.quiet():
                     break
-                if when > last + PATIENCE:
+                if when > last + self.patience:
                     self.wrong("stuck: " + self.invariants.unfinished())
                 look = when + LOOK
             self.now = when

@@ -229,7 +229,7 @@ class Keeper:
         await self._books.until_stored(work)
 
     def _store(self, store: Rentals, before: Rental, after: Rental, tx: Transaction) -> Rental:
-        if after == before:
+        if after is before or after == before:
             return after
         store.save(after)
         if life.tells(before, after):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fractions import Fraction
 
 from agents.gpu_orchestrator.rentals.rental import Rental
+
+MICROSECOND = timedelta(microseconds=1)
+HOUR = timedelta(hours=1) // MICROSECOND
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ def reading(rental: Rental, at: datetime) -> int:
 
 def micros(price_micros_per_hour: int, time: timedelta) -> int:
     """Return what a time costs, rounded up to a micro-dollar; none for a time that runs backwards."""
-    seconds = Fraction(max(time, timedelta(0)) // timedelta(microseconds=1), 1_000_000)
-    return math.ceil(price_micros_per_hour * seconds / 3600)
+    return -(-price_micros_per_hour * (max(time, timedelta(0)) // MICROSECOND) // HOUR)
 
 
 def share(rental: Rental, payer: Payer, at: datetime) -> int:
@@ -50,5 +50,4 @@ def lasts_until(rental: Rental, payer: Payer, left_micros: int) -> datetime:
     """
     if rental.price_micros_per_hour <= 0:
         return datetime.max.replace(tzinfo=payer.since.tzinfo)
-    seconds = Fraction(max(left_micros, 0) * 3600, rental.price_micros_per_hour)
-    return payer.since + timedelta(microseconds=math.floor(seconds * 1_000_000))
+    return payer.since + timedelta(microseconds=max(left_micros, 0) * HOUR // rental.price_micros_per_hour)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Protocol
 
 from agents.gpu_orchestrator.market.estimate import Rest
@@ -18,7 +19,7 @@ from agents.gpu_orchestrator.rentals.breaker import Breaker, circuit
 from agents.gpu_orchestrator.rentals.life import Limits
 from agents.gpu_orchestrator.rentals.placement import Wish, unserved
 from agents.gpu_orchestrator.rentals.rental import Rental, State
-from agents.gpu_orchestrator.rentals.store import Account, Rentals
+from agents.gpu_orchestrator.rentals.store import Account, Paying, Rentals
 from agents.gpu_orchestrator.rentals.till import Till
 from bus import Transaction
 from bus.lease import Lease, Leases
@@ -57,6 +58,8 @@ UNTOLD = 300.0
 """Seconds for which a machine counts as taken by a job that an earlier process of this agent has put there."""
 SILENT = timedelta(seconds=60)
 """A ready machine whose worker has been offline for so long is ended: two lease lives, so no short break of a line."""
+OTHER_HOST = timedelta(hours=1)
+"""How long a type of machine is left alone of which one host was less than it said: at once one would get the same host again."""
 STRICT = (AuthFailed.__name__, QuotaExceeded.__name__)
 """Faults that concern all machines of a provider."""
 
@@ -77,12 +80,13 @@ class Asking:
 
     def wish(self, setup: timedelta) -> Wish:
         """Return what it needs of a machine that is set up already."""
-        offer = self.request.offer
+        offer, named = self.request.offer, self.quote.providers
         assert offer is not None
         return Wish(
             self.request.job, self.request.kind, self.request.priority, self.request.submitted_at,
             max(0.0, offer.seconds_p50 - setup.total_seconds()),
-            (self.quote.untrusted_hosts, tuple(sorted(self.quote.providers or ())), self.quote.checkpoints), self.accepts,
+            (self.quote.untrusted_hosts, None if named is None else tuple(sorted(named)), self.quote.checkpoints), self.accepts,
+            (offer.price_micros_per_hour, self.request.memory_bytes, frozenset(self.request.avoid)),
         )  # fmt: skip
 
     def accepts(self, rental: Rental) -> bool:
@@ -127,38 +131,55 @@ class Office:
 
     # renting
 
-    def place(self, waiting: Sequence[Asking], tx: Transaction) -> None:
-        """Order machines for jobs that can share none; tells the conductor why a job must wait."""
+    def place(self, waiting: Iterable[Asking], tx: Transaction) -> bool:
+        """Order machines for jobs that can share none; tells the conductor why a job must wait.
+
+        Returns:
+            Whether any was ordered.
+        """
         store = Rentals(tx.connection)
         askings = {asking.request.job: asking for asking in waiting}
-        leases = Leases(tx.connection).live()
-        living = store.living()
-        busy = {rental.id: self._remaining(rental, leases, tx.now) for rental in living}
+        living, leased = store.living(), Leases(tx.connection).machines()
+        busy = {rental.id: self._remaining(rental, tx.now) for rental in living if rental.machine in leased}
+        taken = {(rental.provider, rental.listing.id) for rental in living if rental.listing.single}
         refused: dict[tuple[object, ...], str] = {}
-        for wish in unserved((asking.wish(self._limits.setup) for asking in waiting), living, busy):
+        ordered = False
+        for wish in unserved((asking.wish(self._limits.setup) for asking in askings.values()), living, busy):
             asking = askings[wish.job]
-            account, offer = store.account(wish.job), asking.request.offer
-            assert account is not None and offer is not None
+            offer = asking.request.offer
+            assert offer is not None
             alike = (wish.kind, wish.terms, offer.reservation_micros, asking.request.limit_micros, asking.request.memory_bytes)
             # what one job was refused, all that want the same are: there may be hundreds
-            reason = self._closed or refused.get(alike) or self._rent(asking, account, store, tx)
-            if reason is not None:
-                if not account.refused and not store.spent(wish.job, tx.now):  # else it may be short of money, not of machines
+            reason = self._closed or refused.get(alike)
+            if reason is None:
+                account = store.account(wish.job)
+                assert account is not None
+                spent = store.spent(wish.job, tx.now)
+                reason = self._rent(asking, account, spent, taken, store, tx)
+                if reason is not None and not account.refused and not spent:  # else it may be short of money, not of machines
                     refused[alike] = reason
+            ordered = ordered or reason is None
+            if reason is not None:
                 self._delay(wish.job, reason, tx)
                 tx.timer("place", "", min(self.breaker.next(tx.now) or tx.now + RETRY, tx.now + RETRY))
+        return ordered
 
-    def _rent(self, asking: Asking, account: Account, store: Rentals, tx: Transaction) -> str | None:
-        """Order the best machine that may be had; returns why there is none."""
+    def _rent(
+        self, asking: Asking, account: Account, spent: int, taken: set[tuple[str, str]], store: Rentals, tx: Transaction
+    ) -> str | None:  # fmt: skip
+        """Order the best machine that may be had; returns why there is none.
+
+        Args:
+            spent: what the job owes so far, in micro-dollars.
+            taken: provider and listing of what there is one of, and it is rented; what is ordered now comes to it.
+        """
         agreed = asking.request.offer
         assert agreed is not None
-        spent = store.spent(account.job, tx.now)
         left = account.reserved_micros - spent
-        shunned = store.shunned()
-        taken = {(rental.provider, rental.listing.id) for rental in store.living() if rental.listing.single}
+        shunned = store.shunned(tx.now)
         reasons: dict[str, str] = {}
         needed: int | None = None
-        hope = False
+        hope = dear = False
         limit = asking.request.limit_micros  # what was approved, or the request's own budget
         most = math.floor(agreed.reservation_micros * DEARER) if limit is None else limit - spent
         for offer, listing in self._market.ranked(asking.quote, tx.now):
@@ -168,6 +189,7 @@ class Office:
                 why = "it has less memory than the job needs"
             if why is None and offer.reservation_micros > most:
                 why = f"it needs {dollars(offer.reservation_micros)}, at most {dollars(most)} may be spent instead of what was quoted"
+                dear = True
             hope = hope or why is None
             if why is None:
                 why = "it is rented already" if key in taken else self.breaker.open(circuit(listing), tx.now)
@@ -177,6 +199,8 @@ class Office:
                 needed = needed or spent + min(offer.reservation_micros + agreed.reservation_micros // 10, most)
             if why is None:
                 self._order(asking, account, offer, listing, store, tx)
+                if listing.single:
+                    taken.add(key)
                 self._dear.pop(account.job, None)
                 return None
             reasons[f"{listing.provider} {listing.id}"] = why
@@ -189,7 +213,7 @@ class Office:
         listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
         more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         reason = f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
-        if hope or not reasons:
+        if hope or not dear:  # more money would change nothing: what fits is sold out, or was not what it said
             self._dear.pop(account.job, None)
         elif tx.now - self._dear.setdefault(account.job, tx.now) > self._limits.dear:
             self._refuse(account.job, f"{reason} Allow more with budget_usd, and send the request again.", tx)
@@ -288,10 +312,8 @@ class Office:
         tx.drop_calls(job, "lease.delay")
         tx.call("lease.delay", LeaseDelay(job=job, reason=reason, final=True), key=job)
 
-    def _remaining(self, rental: Rental, leases: Iterable[Lease], now: datetime) -> float:
-        """Return the seconds for which a machine is taken by the job that runs there."""
-        if not any(lease.machine == rental.machine for lease in leases):
-            return 0.0
+    def _remaining(self, rental: Rental, now: datetime) -> float:
+        """Return the seconds for which a leased machine is taken by the job that runs there."""
         until = self._until.get(rental.id)
         return UNTOLD if until is None else max(0.0, (until - now).total_seconds())
 
@@ -329,46 +351,47 @@ class Office:
         )  # fmt: skip
         tx.call("lease.lost", lost, key=lease.job, id=f"{lease.lease}:lost")
 
-    def look(self, online: Mapping[str, Device | None], wanted: Iterable[str], tx: Transaction) -> list[tuple[Rental, Rental]]:
+    def look(
+        self, online: Mapping[str, Device | None], wanted: Callable[[], set[str]], tx: Transaction
+    ) -> list[tuple[Rental, Rental]]:  # fmt: skip
         """Compare rentals with the workers that are online; returns what has changed, which the caller must store.
 
         Args:
             online: machine to what its card says that it has.
-            wanted: kinds of the jobs that wait.
+            wanted: tells the kinds of the jobs that wait; not asked while all machines are leased and paid for.
         """
-        leased = {lease.machine for lease in Leases(tx.connection).live()}
-        kinds = set(wanted)
+        leased = Leases(tx.connection).machines()
+        kinds = cache(wanted)
         store = Rentals(tx.connection)
+        living = store.living()
+        paying = store.paying(living, tx.now)
         changes = []
-        for rental in store.living():
-            after = self._looked(rental, online, leased, kinds, store, tx)
-            if after != rental:
+        for rental in living:
+            after = self._looked(rental, online, leased, kinds, paying.get(rental.id), store, tx)
+            if after is not rental and after != rental:
                 changes.append((rental, after))
         return changes
 
     def _looked(
-        self, rental: Rental, online: Mapping[str, Device | None], leased: set[str], kinds: set[str], store: Rentals,
-        tx: Transaction,
+        self, rental: Rental, online: Mapping[str, Device | None], leased: set[str], kinds: Callable[[], set[str]],
+        paying: Paying | None, store: Rentals, tx: Transaction,
     ) -> Rental:  # fmt: skip
         if rental.open and rental.provider not in self._known:
             return life.ending(rental, tx.now, f"there is no key of {rental.provider} any more")
         here = rental.machine in online
-        payer = store.payer(rental.id)
-        account = store.account(payer.job) if payer else None
-        nobody = account is not None and account.over and rental.kind not in kinds
         if rental.state is State.BOOTING and here:
             if (lie := life.lie(rental, online[rental.machine])) is not None:
-                store.shun(rental, lie, tx.now)
+                store.shun(rental, lie, tx.now, None if rental.listing.single else tx.now + OTHER_HOST)
                 return life.ending(rental, tx.now, lie, fault=lie)
             return rental.into(State.READY, tx.now)
-        if rental.state in (State.ORDERED, State.UNCERTAIN, State.BOOTING) and nobody:
+        coming = rental.state in (State.ORDERED, State.UNCERTAIN, State.BOOTING)
+        if coming and paying is not None and paying.account.over and rental.kind not in kinds():
             return life.ending(rental, tx.now, "nobody needs it")
         if not rental.open:
             return rental
-        if payer is not None and account is not None and rental.metered_from is not None:
-            here_now = meter.share(rental, payer, tx.now)  # what other machines of the job still cost is not left for this one
-            left = account.reserved_micros - (store.spent(payer.job, tx.now) - here_now)
-            end = meter.lasts_until(rental, payer, left) - self._limits.end
+        if paying is not None and rental.metered_from is not None:
+            account = paying.account
+            end = meter.lasts_until(rental, paying.payer, paying.left_micros) - self._limits.end
             if tx.now >= end:
                 return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
             if tx.now >= end - EARLY and account.reserved_micros < account.agreed_micros * OVERRUN:
@@ -386,7 +409,7 @@ class Office:
                 return life.ending(rental, tx.now, "its worker went silent", fault="its worker went silent")
             return rental
         self._offline.pop(rental.id, None)
-        idle = rental.machine not in leased and rental.kind not in kinds
+        idle = rental.machine not in leased and rental.kind not in kinds()
         if idle != (rental.quiet_since is not None):
             return rental.model_copy(update={"quiet_since": tx.now if idle else None})
         return rental

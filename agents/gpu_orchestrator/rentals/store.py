@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -50,6 +52,7 @@ CREATE TABLE shunned (                 -- listings that were not what they said
     PRIMARY KEY (provider, listing)
 ) WITHOUT ROWID;
 """
+SHUNNED_FOR_NOW = "ALTER TABLE shunned ADD COLUMN until REAL"  # NULL: for ever
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Account:
     over: bool
     settled: bool
     refused: str
+
+
+@dataclass(frozen=True)
+class Paying:
+    """Who pays for a rental now. `left_micros`: what its account had left for this rental when it began to."""
+
+    payer: Payer
+    account: Account
+    left_micros: int
 
 
 class Rentals:
@@ -121,6 +133,27 @@ class Rentals:
         row = self._connection.execute("SELECT * FROM payers WHERE rental = ? AND until IS NULL", (rental,)).fetchone()
         return _payer(row) if row else None
 
+    def paying(self, living: Iterable[Rental], now: datetime) -> dict[str, Paying]:
+        """Return who pays for which of the living rentals now, by the rental's id."""
+        machines = {rental.id: rental for rental in living}
+        rows = self._connection.execute(
+            "SELECT p.*, a.reserved_micros, a.agreed_micros, a.over, a.settled, a.refused"
+            " FROM payers p JOIN accounts a USING (job) WHERE until IS NULL"
+        ).fetchall()
+        closed = self._connection.execute(
+            "SELECT job, sum(micros) FROM payers WHERE until IS NOT NULL AND job IN (SELECT job FROM payers WHERE until IS NULL)"
+            " GROUP BY job"
+        )
+        spent: dict[str, int] = defaultdict(int, ((row[0], row[1]) for row in closed))
+        payers = [(_payer(row), _account(row)) for row in rows if row["rental"] in machines]
+        shares = {payer.rental: share(machines[payer.rental], payer, now) for payer, _ in payers}
+        for payer, _ in payers:
+            spent[payer.job] += shares[payer.rental]
+        return {  # what other machines of a job cost is not left for this one
+            payer.rental: Paying(payer, account, account.reserved_micros - (spent[payer.job] - shares[payer.rental]))
+            for payer, account in payers
+        }
+
     def pays(self, rental: Rental, account: Account, now: datetime) -> None:
         """Let a job pay for a rental from now on, instead of whoever did."""
         before = self.payer(rental.id)
@@ -157,11 +190,7 @@ class Rentals:
 
     def account(self, job: str) -> Account | None:
         row = self._connection.execute("SELECT * FROM accounts WHERE job = ?", (job,)).fetchone()
-        if row is None:
-            return None
-        return Account(
-            row["job"], row["reservation"], row["reserved_micros"], row["agreed_micros"], bool(row["over"]), bool(row["settled"]), row["refused"]
-        )
+        return None if row is None else _account(row)
 
     def open_account(self, job: str, reservation: str, reserved_micros: int) -> Account:
         """Note what was set aside for a job. A job that was over and comes back with the same reservation goes on."""
@@ -214,22 +243,29 @@ class Rentals:
 
     # listings that lied
 
-    def shun(self, rental: Rental, reason: str, now: datetime) -> None:
-        """Never take a listing again."""
+    def shun(self, rental: Rental, reason: str, now: datetime, until: datetime | None = None) -> None:
+        """Take a listing no more; `until` None: never again."""
         self._connection.execute(
-            "INSERT OR REPLACE INTO shunned VALUES (?, ?, ?, ?)",
-            (rental.provider, rental.listing.id, reason, now.timestamp()),
+            "INSERT OR REPLACE INTO shunned VALUES (?, ?, ?, ?, ?)",
+            (rental.provider, rental.listing.id, reason, now.timestamp(), until and until.timestamp()),
         )
 
-    def shunned(self) -> dict[tuple[str, str], str]:
+    def shunned(self, now: datetime) -> dict[tuple[str, str], str]:
         """Return (provider, listing) to the reason."""
-        return {(row["provider"], row["listing"]): row["reason"] for row in self._connection.execute("SELECT * FROM shunned")}
+        rows = self._connection.execute("SELECT * FROM shunned WHERE until IS NULL OR until > ?", (now.timestamp(),))
+        return {(row["provider"], row["listing"]): row["reason"] for row in rows}
 
 
 @lru_cache(maxsize=4096)
 def read(record: str) -> Rental:
     """Return a rental from its JSON. Kept: hundreds are looked at several times a second, and few have changed."""
     return Rental.model_validate_json(record)
+
+
+def _account(row: sqlite3.Row) -> Account:
+    return Account(
+        row["job"], row["reservation"], row["reserved_micros"], row["agreed_micros"], bool(row["over"]), bool(row["settled"]), row["refused"]
+    )
 
 
 def _payer(row: sqlite3.Row) -> Payer:

@@ -23,9 +23,19 @@ def test_what_failed_is_left_alone_for_twice_as_long_each_time() -> None:
 
 def test_it_never_stays_open_for_longer_than_capacity_takes_to_come_back() -> None:
     breaker = Breaker()
-    for _ in range(2000):
-        breaker.failed(EAST, "sold out", NOON)
-    assert breaker.next(NOON) == NOON + LONGEST
+    now = NOON
+    for _ in range(20):
+        breaker.failed(EAST, "sold out", now)
+        now = breaker.next(now) or now
+    breaker.failed(EAST, "sold out", now)
+    assert breaker.next(now) == now + LONGEST
+
+
+def test_launches_that_fail_together_are_one_failure() -> None:
+    breaker = Breaker()
+    for second in range(20):
+        breaker.failed(EAST, "sold out", NOON + timedelta(seconds=second))
+    assert breaker.next(NOON) == NOON + FIRST
 
 
 def test_a_launch_that_worked_closes_it() -> None:
