@@ -39,7 +39,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "gateway": _PERSON,
     "router": ("train.route", "job.quote"),
     "conductor": (
-        "job.plan", "offer.quote", "offer.requote", "lease.request", "lease.release",
+        "job.plan", "model.remember", "offer.quote", "offer.requote", "lease.request", "lease.release",
         "budget.reserve", "budget.settle", "budget.release",
     ),
     "gguf_factory": ("job.report", "lease.renew"),

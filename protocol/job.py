@@ -241,6 +241,14 @@ class Plan(Strict):
     )
 
 
+class Remember(Strict):
+    """A model was made on a machine elsewhere: whoever asks for the same shall get it, and pay for no machine again."""
+
+    key: str = Field(description="sha256 of everything that it was made from, as its plan says")
+    plan: Plan
+    model: Finished = Field(description="its job, files, gates and numbers")
+
+
 class RunRequest(Strict):
     """The conductor hands a leased job to the factory that owns the slot."""
 

@@ -52,6 +52,7 @@ TABLE: tuple[Method, ...] = (
     Method("lease.recall", "conductor", machine.LeaseRecall, job.Empty, None),
     Method("lease.delay", "conductor", machine.LeaseDelay, job.Empty, None),
     Method("job.plan", "gguf_factory", job.PlanRequest, job.Plan, None),
+    Method("model.remember", "gguf_factory", job.Remember, job.Empty, None),
     Method("job.run", "gguf_factory", job.RunRequest, job.Empty, None),
     Method("job.stop", "gguf_factory", job.StopRequest, job.Empty, None),
     Method("offer.quote", "gpu_orchestrator", machine.QuoteRequest, machine.Quote, None),

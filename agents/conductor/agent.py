@@ -108,7 +108,7 @@ class ConductorAgent(BaseAgent):
         self.reply_handlers["job.plan"] = self.planned
         self.reply_handlers["job.run"] = self.run_answered
         self.reply_handlers["job.stop"] = self.stop_answered
-        for method in ("budget.settle", "budget.release", "lease.release"):
+        for method in ("budget.settle", "budget.release", "lease.release", "model.remember"):
             self.reply_handlers[method] = self.closing_answered
         self._mode: BudgetMode | None = None
         self.watch(self.topics.of("cost_mode"), self.mode_heard)

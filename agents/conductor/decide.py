@@ -19,6 +19,7 @@ from protocol.job import (
     Finished,
     Plan,
     PlanRequest,
+    Remember,
     Report,
     Route,
     RunRequest,
@@ -28,6 +29,7 @@ from protocol.job import (
     TrainRequest,
 )
 from protocol.machine import (
+    LOCAL,
     LeaseDelay,
     LeaseGrant,
     LeaseLost,
@@ -514,6 +516,11 @@ def finish(
         }
     if isinstance(report, Finished):
         data["cached_from"] = report.job
+    elif report is not None and state == "done" and lease is not None and lease.provider != LOCAL:
+        assert record.plan is not None
+        if record.plan.key is not None:
+            model = Finished(job=record.job, artefacts=report.artefacts, gates=report.gates, results=report.results)
+            decision.call("model.remember", Remember(key=record.plan.key, plan=record.plan, model=model))
     decision.drop = ["job.plan", "offer.quote", "lease.request", "job.run", "job.stop"]
     waiting = record.state is State.PROVISIONING and lease is None
     decision.fact(state, **data)

@@ -20,7 +20,7 @@ from bus.redact import of_error
 from configs import Configs, load
 from protocol.envelope import MCPMessage
 from protocol.errors import Code, ErrorBody, LabError, Retry
-from protocol.job import Empty, Plan, PlanRequest, Probe, Progress, Report, RunRequest, Stage, StopRequest
+from protocol.job import Empty, Plan, PlanRequest, Probe, Progress, Remember, Report, RunRequest, Stage, StopRequest
 from protocol.machine import Card, LeaseGrant, LeaseRenewal
 
 RENEW = TTL * 4 / 15
@@ -55,7 +55,9 @@ class FactoryAgent(BaseAgent):
         self.configs = configs or load()
         self.slots = self.configs.providers.local.slots_for(os.cpu_count() or 1)
         super().__init__(wiring)
-        self.message_handlers |= {"job.plan": self.plan, "job.run": self.start, "job.stop": self.stop}
+        self.message_handlers |= {
+            "job.plan": self.plan, "model.remember": self.remember, "job.run": self.start, "job.stop": self.stop,
+        }  # fmt: skip
         self.reply_handlers |= {"job.report": self.report_answered, "lease.renew": self.renewed}
         self.timer_handlers["renew"] = self.renew
         self.launcher = Launcher(self.home)
@@ -109,6 +111,15 @@ class FactoryAgent(BaseAgent):
             return
         self.log.info("finished already", job=request.job)
         await self.answer(call, found.plan)
+
+    def remember(self, message: MCPMessage, tx: Transaction) -> Empty:
+        """Put a model that was made elsewhere into the cache."""
+        made: Remember = self.params(message)
+        try:
+            self.cache.keep(made.key, made.plan, made.model)
+        except OSError as error:  # the model is finished and proven; that it is not remembered costs money only if it is asked for again
+            self.log.warning("not kept for the same request", job=made.model.job, reason=str(error))
+        return Empty()
 
     async def answer_plans(self) -> None:
         """Answer the plans that are asked for, one after another, the most urgent first."""

@@ -23,7 +23,7 @@ from agents.gguf_factory.hashes import Hashes
 from configs import GateRule, Storage, Tier
 from protocol import LabError
 from protocol.format import FORMAT, check_format
-from protocol.job import PRODUCTS, Artefact, Finished, Plan, PlanRequest, RunRequest
+from protocol.job import PRODUCTS, Artefact, Finished, Plan, PlanRequest
 
 FOLDER = "cache"
 PAPERS = frozenset({"manifest", "card", "curves"})
@@ -79,7 +79,8 @@ class Cache:
         try:
             plan = self._checked(entry, tiers[request.route.tier].gates_of(request.request.profile))
         except _Unfit as unfit:
-            self.forget(name)
+            if not unfit.for_now:
+                self.forget(name)
             return Found(name, why=f"The model that the job {entry['job']} made from the same is not used: {unfit}.")
         with contextlib.suppress(FileNotFoundError):  # just forgotten by another process: found all the same
             os.utime(self.path(name))
@@ -133,7 +134,7 @@ class Cache:
         """Say what is wrong with a stored file; an empty text: nothing."""
         place = urlsplit(artefact.uri)
         if place.scheme != "file":
-            return f"{artefact.uri} does not lie on this machine"
+            return self._wrong_elsewhere(artefact)
         path = Path(unquote(place.path))
         try:
             if path.stat().st_size != artefact.bytes:
@@ -144,23 +145,42 @@ class Cache:
             return f"{path} cannot be read ({error.strerror})"
         return ""
 
-    def keep(self, name: str, run: RunRequest, outcome: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    def _wrong_elsewhere(self, artefact: Artefact) -> str:
+        """Say what is wrong with a file in the artefact store; whoever fetches it compares its hash.
+
+        Raises:
+            _Unfit: the store does not answer; that says nothing about the model.
+        """
+        from agents.gguf_factory.store import filesystem  # an agent that finds none such needs no fsspec
+
+        try:
+            files, path = filesystem(artefact.uri)
+            size = files.size(path)
+        except FileNotFoundError:
+            return f"{artefact.uri} is not there any more"
+        except Exception as error:  # each file system raises its own client's errors; they share no base
+            if isinstance(error, MemoryError):
+                raise
+            raise _Unfit(f"{artefact.uri} cannot be looked at ({type(error).__name__}: {error})", for_now=True) from error
+        return "" if size == artefact.bytes else f"{artefact.uri} has {size} bytes, it was published with {artefact.bytes}"
+
+    def keep(self, name: str, plan: Plan, model: Finished, facts: Mapping[str, Any] | None = None) -> None:
         """Remember a finished model, and forget those that were asked for longest ago where the limits want it.
 
         Args:
             name: the fingerprint's key.
-            run: the job that made it.
-            outcome: its artefacts, gates and results.
-            facts: the fingerprint, for people who wonder why something is made anew.
+            plan: of the job that made it.
+            model: what it made.
+            facts: the fingerprint, for people who wonder why something is made anew; None: only its key is known.
 
         Raises:
             OSError: it cannot be written.
         """
-        plan = run.plan.model_copy(update={"key": None, "finished": None})
-        models = [item["bytes"] for item in outcome["artefacts"] if item["kind"] in PRODUCTS]
+        plan = plan.model_copy(update={"key": None, "finished": None})
+        size = sum(artefact.bytes for artefact in model.artefacts if artefact.kind in PRODUCTS)
         entry = {
-            "format": FORMAT, "job": run.job, "bytes": sum(models), "fingerprint": facts,
-            "plan": plan.model_dump(mode="json"), **{part: outcome[part] for part in ("artefacts", "gates", "results")},
+            "format": FORMAT, "bytes": size, "fingerprint": facts, "plan": plan.model_dump(mode="json"),
+            **model.model_dump(mode="json"),
         }  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
         pipeline.write_durably(self.path(name), json.dumps(entry, ensure_ascii=False) + "\n")
@@ -200,4 +220,8 @@ def _local(uri: str) -> bool:
 
 
 class _Unfit(Exception):
-    """Why a remembered model is not believed."""
+    """Why a remembered model is not believed. `for_now`: it may be all the same, later."""
+
+    def __init__(self, reason: str, *, for_now: bool = False) -> None:
+        super().__init__(reason)
+        self.for_now = for_now

@@ -30,7 +30,7 @@ from agents.gguf_factory.job import LOCAL, Job, Stopped
 from bus import logs, trace
 from bus.redact import of_error
 from protocol import Code, LabError, Retry
-from protocol.job import PlanRequest, RunRequest, Stage
+from protocol.job import Finished, PlanRequest, RunRequest, Stage
 
 DONE, FAILED, STOPPED = 0, 1, 3
 NICENESS = 5  # the agents must stay able to renew leases while a job takes every core
@@ -108,7 +108,7 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
         job.run = staging.arrive(run, job.home, lambda note: lines.progress(note=note))
         manifests = pipeline.run(job, report)
         outcome = _outcome(manifests)
-        if run.provider == LOCAL:  # a rented machine's memory ends with it
+        if run.provider == LOCAL:  # the lab remembers what was made elsewhere, where the next request is planned
             _keep(job, manifests[Stage.PLAN]["results"], outcome)
         lines.write({"kind": "done", **outcome})
         _remember(job, manifests)
@@ -203,7 +203,8 @@ def _keep(job: Job, planned: Mapping[str, Any], outcome: Mapping[str, Any]) -> N
         facts = fingerprint(job.run.request, job.run.route, lab.tiers, Hashes(job.home), job.parameters)
         name = key(facts)
         if name == planned.get("fingerprint") and facts["code"] == code_version():
-            Cache(job.home, lab.storage).keep(name, job.run, outcome, facts)
+            model = Finished(job=job.run.job, **{part: outcome[part] for part in ("artefacts", "gates", "results")})
+            Cache(job.home, lab.storage).keep(name, job.run.plan, model, facts)
         else:
             log.warning("not kept for the same request: base, code or configuration changed while the job ran")
     except (LabError, OSError) as error:  # the model is finished and proven; that it is not remembered costs time, not it

@@ -88,7 +88,8 @@ class Worker(FactoryAgent):
         self.tell = tell
         self.wait_s, self.idle_s = wait_s, idle_s
         self.monotonic = monotonic
-        del self.message_handlers["job.plan"]
+        for method in ("job.plan", "model.remember"):  # for factories that have a home of the lab's
+            del self.message_handlers[method]
         self._began = self._busy_at = monotonic()
         self._online_once = False
         self._refused_since: float | None = None

@@ -53,7 +53,7 @@ SAYS: dict[str, list[str]] = {
     "gateway": ASKED_BY_PERSONS,
     "router": ["call/conductor/train.route", "call/conductor/job.quote", "job/+/state", *TO_PERSONS, "reply/<gateway-1>"],
     "conductor": [
-        "call/gguf_factory/job.plan", "direct/gguf_factory/+/job.run", "direct/gguf_factory/+/job.stop",
+        "call/gguf_factory/job.plan", "call/gguf_factory/model.remember", "direct/gguf_factory/+/job.run", "direct/gguf_factory/+/job.stop",
         "call/gpu_orchestrator/offer.quote", "call/gpu_orchestrator/offer.requote", "call/gpu_orchestrator/lease.request",
         "call/gpu_orchestrator/lease.release", "call/cost_monitor/budget.reserve", "call/cost_monitor/budget.settle",
         "call/cost_monitor/budget.release", "job/+/event", "job/+/state", *TO_PERSONS, "reply/<gateway-1>",

@@ -41,11 +41,13 @@ def lending(lab: RunningLab, token: str, folder: Path) -> Iterator[subprocess.Po
         process.wait()
 
 
-async def train(lab: RunningLab, ground: Ground, job: str) -> None:
+def asked(ground: Ground, job: str) -> list[object]:
     params = [f"--param={name}={value}" for name, value in STEPS.items()]
-    outcome = await lab.cli(
-        "train", "--data", ground.rows, "--domain", DOMAIN, "--id", job, "--provider", "lent", "--fresh", "--detach", *params
-    )
+    return ["train", "--data", ground.rows, "--domain", DOMAIN, "--id", job, "--provider", "lent", *params]
+
+
+async def train(lab: RunningLab, ground: Ground, job: str) -> None:
+    outcome = await lab.cli(*asked(ground, job), "--detach")
     assert outcome.code == 0, outcome.out + outcome.error
 
 
@@ -69,5 +71,7 @@ async def test_a_lent_machine_trains_for_nothing_and_goes_on_after_it_was_switch
             assert steps == sorted(steps) and steps[-1] > 4, f"it went on from a checkpoint: {steps}"
             assert final.cost_usd == 0
         assert all(item.uri.startswith(store.as_uri()) for item in final.artefacts), "the files are where the lab can fetch them"
+        again = (await lab.cli(*asked(ground, "lent-2"), "--json")).json
+        assert again["state"] == "done" and again["cached_from"] == "lent-1", "nobody is there, and nobody is needed"
         assert (await lab.cli("machine", "remove", "gamer-pc", "--json")).json == {"removed": "gamer-pc"}
         assert (await lab.cli("machine", "list", "--json")).json == {"machines": []}

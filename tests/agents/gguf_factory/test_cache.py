@@ -17,7 +17,7 @@ from agents.gguf_factory import fingerprint, plan, subject, work
 from agents.gguf_factory.cache import Cache
 from agents.gguf_factory.hashes import Hashes
 from configs import Storage, Tier
-from protocol.job import Artefact, Plan, PlanRequest, Route, RunRequest, TrainRequest
+from protocol.job import Artefact, Finished, Plan, PlanRequest, Route, TrainRequest
 from tests.agents.gguf_factory.bases import QA, QA_EVAL, make_base
 from tests.agents.gguf_factory.runs import make_job
 
@@ -65,16 +65,11 @@ class Shelf:
         return PlanRequest(job="again", request=TrainRequest(**fields), route=route)
 
     def keep(self, key: str, job: str = "first") -> None:
-        run = RunRequest(
-            job=job, request=self.request().request, route=self.request().route, plan=PLAN, lease="l", fence=1, attempt=1,
-            price_micros_per_hour=0,
-        )  # fmt: skip
         made = [
             Artefact(kind=kind, uri=path.as_uri(), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
             for kind, path in (("gguf", self.model), ("card", self.card))
         ]
-        outcome = {"artefacts": [item.model_dump(mode="json") for item in made], "gates": GATES, "results": {"loss": 1.5}}
-        self.cache.keep(key, run, outcome, {})
+        self.cache.keep(key, PLAN, Finished(job=job, artefacts=made, gates=GATES, results={"loss": 1.5}), {})
 
 
 @pytest.fixture
@@ -171,6 +166,37 @@ def test_a_file_that_is_not_as_published_is_a_miss_that_says_so_once(shelf: Shel
     assert found.plan is None and found.key == shelf.key
     assert "first" in found.why and told in found.why and str(shelf.model) in found.why
     assert shelf.cache.find(shelf.request(), TIERS).why == "" and shelf.cache.entries() == []
+
+
+def elsewhere(shelf: Shelf) -> Finished:
+    """Put the model into an artefact store, as a machine elsewhere does, and let the cache know."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe("/lab/artefacts/ab/model.gguf", shelf.model.read_bytes())
+    size, sha256 = shelf.model.stat().st_size, hashlib.sha256(shelf.model.read_bytes()).hexdigest()
+    artefact = Artefact(kind="gguf", uri="memory://lab/artefacts/ab/model.gguf", sha256=sha256, bytes=size)
+    made = Finished(job="far", artefacts=[artefact], gates=GATES, results={})
+    shelf.cache.keep(shelf.key, PLAN, made)
+    return made
+
+
+def test_a_model_in_the_artefact_store_is_taken_while_the_store_has_it(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    made = elsewhere(shelf)
+    found = shelf.cache.find(shelf.request(), TIERS).plan
+    assert found is not None and found.finished is not None and found.finished.artefacts == made.artefacts
+    with monkeypatch.context() as broken:
+        broken.setattr(MemoryFileSystem, "size", lambda self, path: 1 / 0)
+        assert "cannot be looked at (ZeroDivisionError" in shelf.cache.find(shelf.request(), TIERS).why
+    assert shelf.cache.find(shelf.request(), TIERS).plan is not None, "a store that is away has forgotten nothing"
+    MemoryFileSystem().pipe("/lab/artefacts/ab/model.gguf", b"cut")
+    assert "has 3 bytes" in shelf.cache.find(shelf.request(), TIERS).why
+    elsewhere(shelf)
+    MemoryFileSystem().rm("/lab/artefacts/ab/model.gguf")
+    assert "is not there any more" in shelf.cache.find(shelf.request(), TIERS).why
+    assert shelf.cache.entries() == []
 
 
 def test_a_gate_that_is_missed_now_is_a_miss_that_says_so(shelf: Shelf) -> None:
