@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationError
 
 from agents.conductor import quoting
-from agents.conductor.decide import (
+from agents.conductor.decide import decide, late, submitted
+from agents.conductor.decision import Decision
+from agents.conductor.happening import (
     Approved,
     CancelAsked,
-    Decision,
     Happening,
     ModeChanged,
     Refused,
@@ -21,9 +22,6 @@ from agents.conductor.decide import (
     Stopped,
     Twin,
     TwinEnded,
-    decide,
-    late,
-    submitted,
 )
 from agents.conductor.record import Fact, JobRecord
 from bus import DEFERRED, Answer, BaseAgent, Deferred, Transaction, Wiring, keys

@@ -6,27 +6,36 @@ waits, reads a clock or does I/O; the shell commits all of it in one transaction
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 
-from pydantic import BaseModel
-
 from agents.conductor.approval import approved, economises, limit, question
-from agents.conductor.record import Fact, JobRecord, evolve, price
+from agents.conductor.decision import Call, Decision
+from agents.conductor.happening import (
+    Approved,
+    CancelAsked,
+    Happening,
+    ModeChanged,
+    Refused,
+    Requoted,
+    Resume,
+    Routed,
+    Stopped,
+    Twin,
+    TwinEnded,
+)
+from agents.conductor.questions import plan_request, quote_request
+from agents.conductor.record import JobRecord, price
 from protocol.errors import Code, LabError
 from protocol.job import (
     Finished,
     Plan,
-    PlanRequest,
     Remember,
     Report,
-    Route,
     RunRequest,
     State,
     StopRequest,
     Submitted,
-    TrainRequest,
 )
 from protocol.machine import (
     LOCAL,
@@ -38,7 +47,6 @@ from protocol.machine import (
     LeaseRequest,
     Offer,
     Quote,
-    QuoteRequest,
     RequoteRequest,
 )
 from protocol.money import BudgetMode, ReleaseRequest, Reservation, ReserveRequest, SettleRequest
@@ -49,112 +57,6 @@ BACKOFF = timedelta(seconds=2)
 """Least pause before the second attempt; doubles with each. `pause` adds up to as much again."""
 STOP_LIMIT = timedelta(seconds=4)
 """How long a factory may take to confirm a stop; a cancel must be over within 5 s, so then the lease is taken away."""
-
-
-@dataclass(frozen=True)
-class Routed:
-    """The router handed over a new job."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Planning, quoting, reserving or running was refused."""
-
-    error: LabError
-
-
-@dataclass(frozen=True)
-class CancelAsked:
-    """A user wants the job to end."""
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """The factory confirmed a stop, or did not within STOP_LIMIT."""
-
-
-@dataclass(frozen=True)
-class Requoted:
-    """What the offer takes now that a probe has run on its machine."""
-
-    offer: Offer
-
-
-@dataclass(frozen=True)
-class Resume:
-    """The pause after an interruption is over."""
-
-
-@dataclass(frozen=True)
-class Twin:
-    """Another job that has not ended makes the very same model. `plan` comes with the first word of it."""
-
-    job: str
-    plan: Plan | None = None
-
-
-@dataclass(frozen=True)
-class TwinEnded:
-    """The job that this one waited for has ended. `finished` is its model; None: it has none."""
-
-    finished: Finished | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Approved:
-    """Somebody who may spend agrees to a price."""
-
-    by: str
-    amount_micros: int
-
-
-@dataclass(frozen=True)
-class ModeChanged:
-    """The budget goes into another mode; `Decision.mode` is the new one."""
-
-
-Happening = (
-    Routed | Refused | CancelAsked | Stopped | Resume | Plan | Twin | TwinEnded | Quote | Reservation | LeaseGrant | Report
-    | LeaseLost | LeaseRecall | LeaseDelay | Approved | ModeChanged | Requoted
-)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A durable call. The id is stable, so that deciding twice calls once."""
-
-    id: str
-    method: str
-    params: BaseModel
-    to: str | None = None
-
-
-@dataclass
-class Decision:
-    """What follows. `admitted` answers the submitter; `timers` maps a name to its due time, None cancels it.
-
-    `mode` is how paid work goes on, as far as it is known.
-    """
-
-    record: JobRecord
-    now: datetime
-    mode: BudgetMode | None = None
-    facts: list[Fact] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    drop: list[str] = field(default_factory=list)
-    timers: dict[str, datetime | None] = field(default_factory=dict)
-    admitted: Submitted | LabError | None = None
-
-    def fact(self, type: str, **data: object) -> None:
-        """Add a fact and let the record follow it."""
-        fact = Fact(type=type, data=data)
-        self.facts.append(fact)
-        self.record = evolve(self.record, fact, self.now)
-
-    def call(self, method: str, params: BaseModel, suffix: str = "", to: str | None = None) -> None:
-        """Add a call with an id made from the job, the method and what tells repetitions apart."""
-        self.calls.append(Call(f"{self.record.job}:{method}{suffix}", method, params, to))
 
 
 def decide(record: JobRecord, happening: Happening, now: datetime, mode: BudgetMode | None = None) -> Decision:
@@ -256,21 +158,6 @@ def quote(decision: Decision) -> None:
     short = decision.mode is not None and decision.mode.mode != "normal"
     again = f":{record.quotes}" if record.quotes else ""
     decision.call("offer.quote", asked.model_copy(update={"economy": short}), again)
-
-
-def plan_request(job: str, request: TrainRequest, route: Route) -> PlanRequest:
-    """Return the question whether a request can work; another machine may train it where its tier or its providers say so."""
-    named = request.providers
-    rented = bool(route.gpus) if named is None else any(name.lower() != "local" for name in named)
-    return PlanRequest(job=job, request=request, route=route, elsewhere=rented)
-
-
-def quote_request(job: str, request: TrainRequest, route: Route, plan: Plan) -> QuoteRequest:
-    """Return the question what a planned request takes and costs."""
-    return QuoteRequest(
-        job=job, tier=route.tier, plan=plan, budget_usd=request.budget_usd, deadline_hours=request.deadline_hours,
-        providers=request.providers, untrusted_hosts=request.untrusted_hosts, checkpoints=request.checkpoints,
-    )  # fmt: skip
 
 
 def afford(decision: Decision, offer: Offer) -> None:

@@ -5,7 +5,7 @@ What has to be known when an answer comes travels with the call's own context.
 
 from __future__ import annotations
 
-from agents.conductor.decide import plan_request, quote_request
+from agents.conductor.questions import plan_request, quote_request
 from bus import Answer, Transaction
 from protocol.envelope import MCPMessage
 from protocol.job import Plan, RoutedRequest

@@ -13,7 +13,7 @@ import agents.gpu_orchestrator.agent
 import bus.agent
 import bus.inbox
 from agents.conductor.agent import ConductorAgent
-from agents.conductor.decide import Decision
+from agents.conductor.decision import Decision
 from agents.cost_monitor.ledger import Ledger
 from bus.lease import Leases
 from bus.store import Store

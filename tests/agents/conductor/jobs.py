@@ -7,19 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from agents.conductor.decide import (
-    Call,
-    CancelAsked,
-    Decision,
-    Happening,
-    Refused,
-    Requoted,
-    Resume,
-    Routed,
-    Stopped,
-    decide,
-    late,
-)  # fmt: skip
+from agents.conductor.decide import decide, late
+from agents.conductor.decision import Call, Decision
+from agents.conductor.happening import CancelAsked, Happening, Refused, Requoted, Resume, Routed, Stopped
 from agents.conductor.record import Fact, JobRecord
 from protocol.errors import Code, LabError
 from protocol.job import Artefact, Gate, Plan, Report, Route, RoutedRequest, TrainRequest

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from agents.conductor.decide import Approved, CancelAsked, Decision, ModeChanged, Refused, Routed, decide, submitted
+from agents.conductor.decide import decide, submitted
+from agents.conductor.decision import Decision
+from agents.conductor.happening import Approved, CancelAsked, ModeChanged, Refused, Routed
 from agents.conductor.record import JobRecord
 from bus import keys
 from protocol.errors import Code, LabError

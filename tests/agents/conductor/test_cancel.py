@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from agents.conductor.decide import STOP_LIMIT, Resume, Stopped
+from agents.conductor.decide import STOP_LIMIT
+from agents.conductor.happening import Resume, Stopped
 from protocol.errors import Code
 from protocol.job import Empty, Stage, State
 from protocol.money import ReleaseRequest

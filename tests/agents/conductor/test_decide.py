@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.conductor.decide import ATTEMPTS, BACKOFF, CancelAsked, Refused, Resume, Routed, Stopped, late, pause
+from agents.conductor.decide import ATTEMPTS, BACKOFF, late, pause
+from agents.conductor.happening import CancelAsked, Refused, Resume, Routed, Stopped
 from protocol.errors import Code, LabError
 from protocol.job import Empty, Probe, Stage, State, Submitted
 from protocol.machine import LeaseRecall, LeaseRelease
