@@ -34,8 +34,6 @@ from tests.simulation.world import LIMITS, Node, Violation, World
 
 LOOK = 60.0
 """Virtual seconds between two checks of the invariants: with a thousand jobs each check reads a thousand records."""
-TROUBLE = 3600
-"""Seconds after the last request for which calls and machines fail: all machines are launched within them."""
 BOOT = 240
 """Seconds from a launch until the worker runs: an image of some GB is fetched."""
 AT_LEAST = 0.9
@@ -44,7 +42,7 @@ PRICE = 360_000
 """The usual one of a machine, in micro-dollars per hour."""
 
 
-def crowd(jobs: int, workers: int, faults: float, spread: int, seed: int, lasts: int) -> Plan:
+def crowd(jobs: int, workers: int, faults: float, spread: int, seed: int, lasts: int, trouble: int) -> Plan:
     """Return the plan of a crowd.
 
     Args:
@@ -52,6 +50,7 @@ def crowd(jobs: int, workers: int, faults: float, spread: int, seed: int, lasts:
         faults: share of calls that fail, and of machines that are taken away or never come.
         spread: seconds over which the requests come.
         lasts: seconds of a long job's training.
+        trouble: seconds after the last request for which calls and machines fail.
     """
     many = min(jobs, workers * 5 // 4)
     long = [number * many % jobs < many for number in range(jobs)]  # evenly among the others
@@ -61,10 +60,12 @@ def crowd(jobs: int, workers: int, faults: float, spread: int, seed: int, lasts:
         )
         for number in range(jobs)
     )  # fmt: skip
-    trouble: dict[str, Any] = dict(trouble=faults, preempted=faults, dead=faults, lies=faults / 5, boot=BOOT)
     return Plan(
-        seed=seed, requests=requests, trouble=(spread + TROUBLE) * 10, cap_usd=budget(requests),
-        sellers=tuple(Seller(vendor, **trouble) for vendor in ("vast", "runpod", "lambda")),
+        seed=seed, requests=requests, trouble=(spread + trouble) * 10, cap_usd=budget(requests),
+        sellers=tuple(
+            Seller(vendor, trouble=faults, preempted=faults, dead=faults, lies=faults / 5, boot=BOOT)
+            for vendor in ("vast", "runpod", "lambda")
+        ),
     )  # fmt: skip
 
 
@@ -176,6 +177,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=200, help="machines that the vendors have together; at least ten")
     parser.add_argument("--faults", type=float, default=0.05, help="share of calls that fail, and of machines that are taken away")
     parser.add_argument("--spread", type=int, default=120, help="seconds over which the requests come")
+    parser.add_argument("--trouble", type=int, default=3600, help="seconds after the last request for which something fails")
     parser.add_argument("--lasts", type=int, default=3000, help="seconds of a long job's training")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

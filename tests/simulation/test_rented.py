@@ -220,6 +220,16 @@ def test_a_host_with_less_memory_than_it_sold_is_not_kept_nor_taken_again() -> N
     assert liars and len({rental["listing"]["id"] for rental in liars}) == len(liars)
 
 
+def test_a_job_waits_where_the_only_machine_was_not_what_it_said() -> None:
+    def alone(world: World) -> None:
+        cloud(world).stock = {"7001": cloud(world).stock["7001"]}
+
+    patient = Request(paid=True, cancel=4000)  # longer than one waits for lower prices
+    world = live(Plan(requests=(patient,), sellers=(Seller("vast", lies=1.0),), trouble=4100), (0.0, alone))
+    assert states(world) == ["cancelled"] and len(world.rentals) == 1
+    assert not any("budget_usd" in fact["reason"] for fact in facts(world, "delayed"))
+
+
 def test_an_offer_of_nothing_is_never_taken() -> None:
     def gift(world: World) -> None:
         next(iter(cloud(world).stock.values())).micros_per_hour = 0
