@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
 
 import configs
 from agents.gpu_orchestrator.market.desk import Desk
 from agents.gpu_orchestrator.market.gpus import GIB, GPUS
-from benchmarks.result import Goal, Series
+from benchmarks.result import Goal, Series, ratios
 from configs import Settings
 from protocol.job import Plan
 from protocol.machine import Listing, ListingQuery, QuoteRequest
@@ -20,11 +20,12 @@ METHOD = """\
 {count} synthetic listings of four providers and {gpus} GPUs, a third of which have something wrong with them. "Choose" is
 `select_optimal_provider` for a job of the tier balanced, with every listing weighed, the next {others} offers and the reasons of the others.
 "Judge and choose" is the same after a provider has told its prices anew, so that all listings are compared with the medians again. "List"
-answers `meetara offers`. In one process, with a random job for each round."""
+answers `meetara offers`. In one process, with a random job for each round. The goal is a ratio to the limit of {limit:g} ms; beside it,
+in the same round, what ten times as many listings cost: 10 would be in proportion."""
 
 ROUNDS = 40
 COUNT = 5000
-GOAL_MS = 50.0
+LIMIT_MS = 50.0
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PROVIDERS = ("lambda", "runpod", "vast", "elsewhere")
 
@@ -54,29 +55,41 @@ def request(random: Random) -> QuoteRequest:
     return QuoteRequest(job="bench", tier="balanced", plan=plan, deadline_hours=random.choice([None, 12.0]), untrusted_hosts=True)
 
 
+def filled(stock: Mapping[str, Sequence[Listing]]) -> Desk:
+    """Return a desk that knows these listings."""
+    desk = Desk(configs.load(Settings.read()), {}, PROVIDERS)
+    for name, listed in stock.items():
+        desk.book.note(name, listed)
+    return desk
+
+
 def run(rounds: int, seed: int) -> Sequence[Series]:
     """Run the rounds; see METHOD."""
     random = Random(seed)
-    desk = Desk(configs.load(Settings.read()), {}, PROVIDERS)
     stock = {name: listings(random, name, COUNT // len(PROVIDERS)) for name in PROVIDERS}
-    for name, listed in stock.items():
-        desk.book.note(name, listed)
+    desk, small = filled(stock), filled({name: listed[::10] for name, listed in stock.items()})
     at = NOW + timedelta(minutes=1)
-    chosen, judged, listed_ms = [], [], []
-    desk.quote(request(random), (), at)
+    chosen, tenth, judged, listed_ms = [], [], [], []
+    for each in (desk, small):
+        each.quote(request(random), (), at)
     for _ in range(rounds):
         wanted = request(random)
         chosen.append(timed(lambda wanted=wanted: desk.quote(wanted, (), at)))  # type: ignore[misc]
+        tenth.append(timed(lambda wanted=wanted: small.quote(wanted, (), at)))  # type: ignore[misc]
         desk.book.note("vast", stock["vast"])
         judged.append(timed(lambda wanted=wanted: desk.quote(wanted, (), at)))  # type: ignore[misc]
         listed_ms.append(timed(lambda: desk.page(ListingQuery(gpu="A100", max_price_usd=20), (), at)))
-    goal = Goal(kind="at most", value=GOAL_MS)
     group = f"{COUNT:,} listings: milliseconds"
     return [
-        Series(name=f"choose among {COUNT:,}", unit="ms", values=chosen, goal=goal, group=group, label="choose"),
+        Series(
+            name=f"choose among {COUNT:,} ÷ the limit of {LIMIT_MS:g} ms", unit="×", values=[ms / LIMIT_MS for ms in chosen],
+            goal=Goal(kind="at most", value=1),
+        ),
+        Series(name=f"choose among {COUNT:,} ÷ among {COUNT // 10:,}", unit="×", values=ratios(chosen, tenth)),
+        Series(name=f"choose among {COUNT:,}", unit="ms", values=chosen, group=group, label="choose"),
         Series(name="judge all and choose", unit="ms", values=judged, group=group, label="judge and choose"),
         Series(name="list what fits a question", unit="ms", values=listed_ms, group=group, label="list"),
-    ]
+    ]  # fmt: skip
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -90,4 +103,4 @@ def method() -> str:
     """Return METHOD with its numbers."""
     from agents.gpu_orchestrator.market.choice import OTHERS
 
-    return METHOD.format(count=f"{COUNT:,}", gpus=len(GPUS), others=OTHERS)
+    return METHOD.format(count=f"{COUNT:,}", gpus=len(GPUS), others=OTHERS, limit=LIMIT_MS)

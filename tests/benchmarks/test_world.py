@@ -31,7 +31,7 @@ async def test_a_job_has_as_many_transitions_as_are_counted(tmp_path: Path) -> N
     agent.store.close()
 
 
-@pytest.mark.parametrize("name", ["calls", "transitions", "first_step", "cluster"])
+@pytest.mark.parametrize("name", ["calls", "transitions", "first_step", "offers", "cluster"])
 def test_every_benchmark_tells_what_it_does(name: str) -> None:
     import importlib
 

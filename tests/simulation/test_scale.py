@@ -8,9 +8,9 @@ from tests.simulation.scale import main
 
 
 def test_all_machines_work_at_once_and_all_jobs_are_done(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--jobs", "30", "--workers", "10", "--lasts", "600", "--trouble", "400"]) == 0, capsys.readouterr().out
+    assert main(["--jobs", "26", "--workers", "10", "--lasts", "120", "--trouble", "200", "--spread", "60"]) == 0, capsys.readouterr().out
     told = capsys.readouterr().out
-    assert "jobs 30: done 30" in told and "of 10 worked at a time" in told
+    assert "jobs 26: done 26" in told and "of 10 worked at a time" in told
 
 
 def test_too_few_machines_at_once_are_told(capsys: pytest.CaptureFixture[str]) -> None:
