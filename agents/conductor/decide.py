@@ -55,6 +55,8 @@ ATTEMPTS = 3
 """Attempts of a job before it fails for good (architecture §6)."""
 BACKOFF = timedelta(seconds=2)
 """Least pause before the second attempt; doubles with each. `pause` adds up to as much again."""
+SOLD_OUT = timedelta(minutes=1)
+"""Pause before the market is looked at again for a job that was taken on; listings are asked for every few minutes."""
 STOP_LIMIT = timedelta(seconds=4)
 """How long a factory may take to confirm a stop; a cancel must be over within 5 s, so then the lease is taken away."""
 
@@ -129,6 +131,8 @@ def decide(record: JobRecord, happening: Happening, now: datetime, mode: BudgetM
         case Resume():
             if record.state is State.INTERRUPTED:
                 provision(decision)
+            elif record.sold_out:
+                quote(decision)
     return decision
 
 
@@ -224,8 +228,15 @@ def provision(decision: Decision) -> None:
 
 
 def refuse(decision: Decision, error: LabError) -> None:
-    """Nothing has started: the job is refused. Later refusals are a failed attempt."""
+    """Nothing has started: the job is refused. Later refusals are a failed attempt.
+
+    A job that was taken on, and waited for the budget or an approval, waits on while nothing that would fit is for sale.
+    """
     record = decision.record
+    if error.code is Code.NO_CAPACITY and record.quotes and record.reservation is None:
+        decision.fact("sold_out", reason=str(error))
+        decision.timers["resume"] = decision.now + SOLD_OUT
+        return
     if record.lease is not None:
         interrupt(decision, str(error), counts=True, release=True, avoid=record.lease.machine)
         return

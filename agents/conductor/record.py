@@ -36,8 +36,8 @@ class JobRecord(BaseModel):
 
     `recalled` is why its machine is wanted back, while the job is being checkpointed; `given_up`: it gets no other one.
 
-    `quotes` counts the offers that were chosen for it. `approved_by` is whose key let it spend, up to `approved_micros`; None: up to
-    the request's own limits. `economises` while it waits for the budget.
+    `quotes` counts the quotes that were answered. `approved_by` is whose key let it spend, up to `approved_micros`; None: up to
+    the request's own limits. `economises` while it waits for the budget, `sold_out` while nothing that would fit is for sale.
 
     `sharing` is the job for whose model this one waits, `cached_from` the one that made the model that this one ended with.
     """
@@ -60,6 +60,7 @@ class JobRecord(BaseModel):
     approved_by: str | None = None
     approved_micros: int | None = None
     economises: bool = False
+    sold_out: bool = False
     reservation: str | None = None
     lease: LeaseGrant | None = None
     leased_at: datetime | None = None
@@ -128,7 +129,9 @@ def evolve(record: JobRecord, fact: Fact, at: datetime) -> JobRecord:
             change |= {"sharing": None, "reason": None}
         case "quoted":
             change |= {"state": State.QUOTED, "offer": Offer.model_validate(data["offer"]), "quotes": record.quotes + 1}
-            change |= {"economises": False, "reason": None}
+            change |= {"economises": False, "sold_out": False, "reason": None}
+        case "sold_out":
+            change |= {"sold_out": True, "quotes": record.quotes + 1, "economises": False, "reason": data["reason"]}
         case "economising":
             change |= {"state": State.QUOTED, "economises": True, "reason": data["reason"]}
         case "awaiting_approval":

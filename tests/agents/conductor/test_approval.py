@@ -12,7 +12,7 @@ import pytest
 
 from agents.conductor.decide import decide, submitted
 from agents.conductor.decision import Decision
-from agents.conductor.happening import Approved, CancelAsked, ModeChanged, Refused, Routed
+from agents.conductor.happening import Approved, CancelAsked, ModeChanged, Refused, Resume, Routed
 from agents.conductor.record import JobRecord
 from bus import keys
 from protocol.errors import Code, LabError
@@ -174,14 +174,29 @@ def test_a_job_that_waited_for_money_is_quoted_anew_when_there_is_some():
     assert methods(story.tell(ModeChanged())) == []
 
 
-def test_a_job_that_goes_on_after_the_wait_may_still_be_refused():
+def test_a_job_that_was_taken_on_waits_while_nothing_is_for_sale_when_it_may_go_on():
     story = Story(signed=True)
     story.mode = mode("frozen")
     story.quoted()
     story.mode = mode("normal")
-    story.tell(ModeChanged())
+    asked = {call.id for call in story.tell(ModeChanged()).calls}
     story.tell(Refused(LabError(Code.NO_CAPACITY, "sold out.")))
-    assert story.record.state is State.REFUSED and not story.record.economises
+    assert (story.record.state, story.record.reason) == (State.QUOTED, "sold out.") and not story.record.economises
+    again = story.tell(Resume())
+    assert methods(again) == ["offer.quote"] and again.calls[0].id not in asked, "a call of its own"
+    story.tell(Refused(LabError(Code.NO_CAPACITY, "still sold out.")))
+    story.tell(Resume())
+    assert methods(story.again(PAID)) == ["budget.reserve"] and not story.record.sold_out
+    story.tell(Refused(LabError(Code.BUDGET, "the month's budget does not hold it.")))
+    assert story.record.state is State.REFUSED
+
+
+def test_a_new_job_that_finds_nothing_for_sale_is_told_so_at_once():
+    story = Story(signed=True)
+    story.tell(Routed())
+    story.tell(PLAN)
+    decision = story.tell(Refused(LabError(Code.NO_CAPACITY, "sold out.")))
+    assert story.record.state is State.REFUSED and isinstance(decision.admitted, LabError)
 
 
 # the shell: whose word counts
