@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bus.session import Session
-from meetara import cli
+from meetara.commands import request
 from meetara.job import Job, check
 from meetara.lab import Lab, base_name, data_uri
 from protocol import Code, JobSnapshot, LabError, Progress, State, Topics, TrainRequest
@@ -151,7 +151,7 @@ async def test_no_broker_says_how_to_start_one(tmp_path):
 def test_whatever_a_request_may_say_the_client_and_the_command_line_can_say() -> None:
     fields = set(TrainRequest.model_fields) - {"signature"}  # the home's key makes it
     assert fields <= set(inspect.signature(Lab.train).parameters)
-    options = set(inspect.signature(cli.train).parameters) - {"detach", "dry_run", "home", "host", "port", "lab", "as_json"}
+    options = set(inspect.signature(request.train).parameters) - {"detach", "dry_run", "home", "host", "port", "lab", "as_json"}
     named = {
         "dataset": "data", "eval_dataset": "eval_data", "parameters": "param", "budget_usd": "budget", "use_cache": "fresh",
         "checkpoints": "store_checkpoints", "deadline_hours": "deadline", "providers": "provider",
