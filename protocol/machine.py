@@ -108,6 +108,7 @@ class QuoteRequest(Strict):
         default=None, description="where the request wants them; machine: then no spot machine is chosen"
     )
     economy: bool = Field(default=False, description="money is short: of paid machines only spot, or what costs less")
+    dry_run: bool = Field(default=False, description="only to tell somebody: nothing is staged for it, and nothing will follow")
 
 
 LOCAL = "local"
@@ -171,6 +172,7 @@ class RequoteRequest(Strict):
     probe: Probe
     limit_micros: int | None = Field(default=None, description="most that the job may ever cost; null: no such limit")
     deadline_hours: float | None = Field(default=None, description="most that it may take on its machine; null: no such limit")
+    fence: int | None = Field(default=None, description="of the lease under which was probed; of another one nothing follows")
 
 
 class LeaseRequest(Strict):

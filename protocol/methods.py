@@ -55,7 +55,7 @@ TABLE: tuple[Method, ...] = (
     Method("model.remember", "gguf_factory", job.Remember, job.Empty, None),
     Method("job.run", "gguf_factory", job.RunRequest, job.Empty, None),
     Method("job.stop", "gguf_factory", job.StopRequest, job.Empty, None),
-    Method("offer.quote", "gpu_orchestrator", machine.QuoteRequest, machine.Quote, None),
+    Method("offer.quote", "gpu_orchestrator", machine.QuoteRequest, machine.Quote, None, repeatable=True),
     Method("offer.requote", "gpu_orchestrator", machine.RequoteRequest, machine.Offer, None, repeatable=True),
     Method("offer.list", "gpu_orchestrator", machine.ListingQuery, machine.ListingPage, repeatable=True),
     Method("lease.request", "gpu_orchestrator", machine.LeaseRequest, machine.LeaseGrant, None),

@@ -39,6 +39,7 @@ from protocol.job import (
 )
 from protocol.machine import (
     LOCAL,
+    OWN,
     LeaseDelay,
     LeaseGrant,
     LeaseLost,
@@ -55,8 +56,8 @@ ATTEMPTS = 3
 """Attempts of a job before it fails for good (architecture §6)."""
 BACKOFF = timedelta(seconds=2)
 """Least pause before the second attempt; doubles with each. `pause` adds up to as much again."""
-SOLD_OUT = timedelta(minutes=1)
-"""Pause before the market is looked at again for a job that was taken on; listings are asked for every few minutes."""
+SOLD_OUT = (timedelta(minutes=1), timedelta(minutes=10))
+"""First and longest pause before the market is looked at again for a job that was taken on; listings are asked for every five minutes."""
 STOP_LIMIT = timedelta(seconds=4)
 """How long a factory may take to confirm a stop; a cancel must be over within 5 s, so then the lease is taken away."""
 
@@ -233,9 +234,10 @@ def refuse(decision: Decision, error: LabError) -> None:
     A job that was taken on, and waited for the budget or an approval, waits on while nothing that would fit is for sale.
     """
     record = decision.record
-    if error.code is Code.NO_CAPACITY and record.quotes and record.reservation is None:
+    by_market = error.code is Code.NO_CAPACITY or (error.code is Code.BUDGET and "rejected" in error.data)
+    if by_market and record.quotes and record.reservation is None:
         decision.fact("sold_out", reason=str(error))
-        decision.timers["resume"] = decision.now + SOLD_OUT
+        decision.timers["resume"] = decision.now + min(SOLD_OUT[0] * 2 ** min(record.quotes - 1, 10), SOLD_OUT[1])
         return
     if record.lease is not None:
         interrupt(decision, str(error), counts=True, release=True, avoid=record.lease.machine)
@@ -284,7 +286,7 @@ def lost(decision: Decision, loss: LeaseLost) -> None:
 def recall(decision: Decision, wanted: LeaseRecall) -> None:
     """The machine is needed back: the factory checkpoints the job and reports it as interrupted."""
     record = decision.record
-    if record.lease is None or wanted.fence != record.fence or record.cancelling:
+    if record.lease is None or wanted.fence != record.fence or record.cancelling or (record.given_up and not wanted.final):
         return
     decision.fact("recalled", reason=wanted.reason, final=wanted.final)
     stop = StopRequest(job=record.job, mode="cancel" if wanted.final else "checkpoint")
@@ -342,7 +344,7 @@ def probed(decision: Decision, report: Report) -> None:
     offer = record.offer.model_copy(update=leased)
     request = RequoteRequest(
         job=record.job, offer=offer, plan=record.plan, probe=report.probe, limit_micros=limit(record),
-        deadline_hours=record.request.deadline_hours,
+        deadline_hours=record.request.deadline_hours, fence=record.fence,
     )  # fmt: skip
     decision.call("offer.requote", request, f":{record.fence}")
 
@@ -362,7 +364,7 @@ def interrupt(
     decision.fact("interrupted", reason=reason, counts=counts, avoid=avoid, fence=max(fence, record.fence))
     # Calls of one job and method go out one after another: one that a dead machine never answers would hold up the next,
     # and a factory that comes back later must not start under the old lease.
-    decision.drop = ["lease.request", "job.run", "job.stop"]
+    decision.drop = ["lease.request", "job.run", "job.stop", "offer.requote"]
     if release and lease is not None:
         decision.call("lease.release", LeaseRelease(job=record.job, lease=lease.lease), f":{lease.lease}")
     failures = decision.record.failures
@@ -416,7 +418,7 @@ def finish(
         data["cached_from"] = report.job
     elif report is not None and state == "done" and lease is not None and lease.provider != LOCAL:
         assert record.plan is not None
-        if record.plan.key is not None:
+        if record.plan.key is not None and _may_be_shared(record, lease, report):
             model = Finished(job=record.job, artefacts=report.artefacts, gates=report.gates, results=report.results)
             decision.call("model.remember", Remember(key=record.plan.key, plan=record.plan, model=model))
     decision.drop = ["job.plan", "offer.quote", "lease.request", "job.run", "job.stop"]
@@ -439,6 +441,17 @@ def finish(
     elif waiting or (rents and record.reservation is not None):
         decision.call("lease.release", LeaseRelease(job=record.job, over=True, reservation=aside), f":queue:{record.attempt}")
     decision.timers |= {"resume": None, "stop": None}
+
+
+def _may_be_shared(record: JobRecord, lease: LeaseGrant, report: Report) -> bool:
+    """Tell whether others may get a model that was made elsewhere: not one that a stranger may have made, and files only where this lab
+    has its own, as it will look at them."""
+    stranger = record.request.untrusted_hosts and lease.provider not in OWN
+    staged = record.plan.staged if record.plan is not None else None
+    if stranger or staged is None:
+        return False
+    root = f"{staged.store.rstrip('/')}/"
+    return all(item.uri.startswith(root) and ".." not in item.uri.split("/") and "::" not in item.uri for item in report.artefacts)
 
 
 def late(record: JobRecord, happening: Happening) -> list[Call]:

@@ -33,7 +33,7 @@ def answered(answer: Answer, tx: Transaction) -> bool:
         asked = tx.message(call)
         finished = answer.result.finished
         tx.call(
-            "offer.quote", quote_request(routed.job, routed.request, routed.route, plan), key=answer.key,
+            "offer.quote", quote_request(routed.job, routed.request, routed.route, plan).model_copy(update={"dry_run": True}), key=answer.key,
             priority=asked.priority if asked else 1, deadline=asked.deadline if asked else None,
             context={
                 "quote": call, "plan": plan.model_dump(mode="json"), "finished_by": finished.job if finished else None,

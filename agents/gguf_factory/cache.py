@@ -54,7 +54,7 @@ class Cache:
         self.hashes = Hashes(home)
 
     def find(
-        self, request: PlanRequest, tiers: Mapping[str, Tier], digests: Mapping[str, Any] | None = None
+        self, request: PlanRequest, tiers: Mapping[str, Tier], digests: Mapping[str, Any] | None = None, *, stores: bool = True
     ) -> Found:
         """Return the finished model that a request would get, or the key under which it will be remembered.
 
@@ -62,6 +62,7 @@ class Cache:
 
         Args:
             digests: as for `fingerprint`; None: the data sets are read, where they lie on this machine.
+            stores: whether files in artefact stores may be looked at, which takes as long as the store likes; else they are not found.
         """
         asked = request.request
         if not asked.use_cache or self.limits.cache_models == 0:
@@ -74,7 +75,7 @@ class Cache:
             return Found()
         name = key(facts)
         entry = self.read(name)
-        if entry is None:
+        if entry is None or not (stores or all(str(item.get("uri", "")).startswith("file:") for item in entry["artefacts"])):
             return Found(name)
         try:
             plan = self._checked(entry, tiers[request.route.tier].gates_of(request.request.profile))
@@ -97,7 +98,7 @@ class Cache:
             check_format(entry, self.path(name))
         except (OSError, ValueError, AttributeError, LabError):
             return None
-        return entry if isinstance(entry.get("job"), str) else None
+        return entry if isinstance(entry.get("job"), str) and isinstance(entry.get("artefacts"), list) else None
 
     def _checked(self, entry: Mapping[str, Any], rules: Mapping[str, GateRule]) -> Plan:
         """Return the entry as a plan with a finished model, after looking at its files and gates.
@@ -210,8 +211,8 @@ class Cache:
 
 
 async def look_up(cache: Cache, request: PlanRequest, tiers: Mapping[str, Tier]) -> Found:
-    """Find a request's model while the agent goes on: hashing a base takes a moment."""
-    return await asyncio.to_thread(cache.find, request, tiers)
+    """Find a request's model on this machine while the agent goes on: hashing a base takes a moment. The planning process looks at stores."""
+    return await asyncio.to_thread(cache.find, request, tiers, stores=False)
 
 
 def _local(uri: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, cast
 
@@ -15,7 +15,6 @@ from agents.gpu_orchestrator.lending import Lending
 from agents.gpu_orchestrator.machine import Machine
 from agents.gpu_orchestrator.market import history
 from agents.gpu_orchestrator.market.desk import Desk, nobody_online
-from agents.gpu_orchestrator.market.weighing import unfit
 from agents.gpu_orchestrator.providers.provider import Provider
 from agents.gpu_orchestrator.rentals.store import SCHEMA as RENTALS
 from agents.gpu_orchestrator.rentals.store import SHUNNED_FOR_NOW, Rentals
@@ -120,6 +119,8 @@ class GpuOrchestratorAgent(BaseAgent):
         with self.transaction() as tx:
             self._grace(tx)
             self._tell(tx)
+            for machine in {lease.machine for lease in self._leases(tx).live()}:
+                self._let_tell(machine, tx)  # the last process may not have come to it
         if self._renting is not None:
             self._renting.start()
         else:
@@ -185,7 +186,7 @@ class GpuOrchestratorAgent(BaseAgent):
     def _quoted(self, request: QuoteRequest, tx: Transaction) -> Quote:
         quote = self._desk.quote(request, self._own(self._leases(tx).live()), tx.now)
         self.log.info("quoted", job=request.job, provider=quote.choice.provider, machine=quote.choice.machine)
-        if quote.choice.provider != LOCAL or any(machine.lent for machine in self._own(())):
+        if not request.dry_run and (quote.choice.provider != LOCAL or any(machine.lent for machine in self._own(()))):
             tx.connection.execute("INSERT OR REPLACE INTO asked VALUES (?, ?)", (request.job, request.model_dump_json()))
         return quote
 
@@ -258,8 +259,9 @@ class GpuOrchestratorAgent(BaseAgent):
 
     def _release(self, message: MCPMessage, tx: Transaction) -> Empty:
         request = cast(LeaseRelease, self.params(message))
-        if self._leases(tx).release(request.job, request.lease) is not None:
+        if (released := self._leases(tx).release(request.job, request.lease)) is not None:
             tx.cancel_timer("lease", request.job)
+            self._let_tell(released.machine, tx)
         if request.lease is None:
             gone = LabError(Code.CANCELLED, f"job {request.job} has left the queue for a machine.", job=request.job)
             for row in self.waiting(tx, request.job):
@@ -285,6 +287,7 @@ class GpuOrchestratorAgent(BaseAgent):
         for lease in leases.take_expired(tx.now):
             self.log.warning("lease lost", job=lease.job, machine=lease.machine, fence=lease.fence)
             tx.cancel_timer("lease", lease.job)
+            self._let_tell(lease.machine, tx)
             self._worked(lease.job, False, tx)
             rented = rental_of(lease.machine) is not None  # it may have been taken away, and its provider has not noticed
             lost = LeaseLost(
@@ -336,7 +339,7 @@ class GpuOrchestratorAgent(BaseAgent):
         for waiting, machine in queue.assign(ordered, machines, tx.now):
             price = 0 if is_lent(rental_of(machine)) else self._configs.providers.local.price_micros_per_hour
             self.grant(jobs[waiting.job], machine, price, requests, tx)
-            if (offer := jobs[waiting.job].offer) is not None:
+            if (offer := jobs[waiting.job].offer) is not None and (offer.provider == LOCAL or offer.machine == machine):
                 history.begin(tx.connection, waiting.job, offer, tx.now)
         if self._renting is not None:
             self._renting.hand_out([job for job in jobs.values() if job.offer is not None and job.offer.paid], requests, tx)
@@ -348,9 +351,7 @@ class GpuOrchestratorAgent(BaseAgent):
         lease = self._leases(tx).grant(
             job.job, uuid7(), machine, tx.now, memory_bytes=job.memory_bytes, price_micros_per_hour=price
         )
-        if is_lent(rental_of(machine)):
-            jobs = {other.job for other in self._leases(tx).live() if other.machine == machine}
-            tx.after_commit(lambda: self._lending.allow(machine, jobs))
+        self._let_tell(machine, tx)
         asked = [message for message, request in requests.items() if request.job == job.job]
         stored = tx.message(asked[0])  # not the message that is being handled: that may be another job's
         with tx.about(stored.traceparent if stored else None, job=lease.job):
@@ -358,6 +359,12 @@ class GpuOrchestratorAgent(BaseAgent):
             self.log.info("leased", machine=machine, fence=lease.fence)
         for message in asked:
             self._answer_waiting(message, self._granted(lease, tx), tx)
+
+    def _let_tell(self, machine: str, tx: Transaction) -> None:
+        """Let a lent machine's worker tell the progress of what is leased to it, and of nothing else."""
+        if is_lent(rental_of(machine)):
+            jobs = {lease.job for lease in self._leases(tx).live() if lease.machine == machine}
+            tx.after_commit(lambda: self._lending.allow(machine, jobs))
 
     def _granted(self, lease: Lease, tx: Transaction) -> LeaseGrant:
         rental = Rentals(tx.connection).of(rental_of(lease.machine) or "")
@@ -374,18 +381,32 @@ class GpuOrchestratorAgent(BaseAgent):
         """Return the machines that nobody bills for."""
         return [machine for machine in self._fleet.machines(leases) if machine.own]
 
-    def _accepts(self, job: LeaseRequest, machines: Iterable[Machine], tx: Transaction) -> Callable[[Machine], bool]:
-        """Return which of the machines that nobody bills for could do a job; where there are only this lab's, memory tells."""
-        if (job.offer is None or job.offer.provider == LOCAL) and not any(machine.lent for machine in machines):
+    def _accepts(self, job: LeaseRequest, machines: Sequence[Machine], tx: Transaction) -> Callable[[Machine], bool]:
+        """Return which of the machines that nobody bills for may have a job; where there are only this lab's, memory tells.
+
+        Lent machines and the lab's own are no substitutes for each other: a job waits for the kind that it was quoted for, and gets the
+        other one only when the quoted machine is gone.
+        """
+        offer = job.offer
+        if (offer is None or offer.provider == LOCAL) and not any(machine.lent for machine in machines):
             return queue.anything
         row = tx.connection.execute("SELECT request FROM asked WHERE job = ?", (job.job,)).fetchone()
-        if row is None:
+        if row is None or offer is None:
             return lambda machine: not machine.lent
-        try:
-            wanted = self._desk.requirements(queue.quote_of(row["request"]))
-        except LabError:  # configs know its provider no more; what it was chosen for is not for machines elsewhere
-            return lambda machine: not machine.lent
-        return lambda machine: unfit(wanted, machine) is None
+        asked, lent = queue.quote_of(row["request"]), offer.provider == LENT
+        there = any(machine.name == offer.machine for machine in machines)
+
+        def may(machine: Machine) -> bool:
+            if machine.name == offer.machine:
+                return True
+            if there and machine.lent != lent:
+                return False
+            try:
+                return self._desk.instead(asked, machine, offer.reservation_micros, tx.now)
+            except LabError:  # configs know its provider no more; what it was chosen for is not for machines elsewhere
+                return not machine.lent
+
+        return may
 
     def _answered(self, answer: Answer, tx: Transaction) -> None:
         if answer.error is not None and answer.method != "budget.extend":

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 from agents.gpu_orchestrator.machine import Machine
-from protocol.machine import LeaseRequest, QuoteRequest
+from protocol.machine import LENT, LeaseRequest, QuoteRequest
 
 AGING = timedelta(minutes=30)
 """Urgent jobs that keep coming must not starve an ordinary one: after an hour it stands with the critical ones, and is older."""
@@ -21,8 +21,8 @@ def anything(machine: Machine) -> bool:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that waits. `avoid`: machines on which it failed, taken only when there is no other; `accepts`: whether a machine could do it
-    at all, besides its memory."""
+    """A job that waits. `avoid`: machines on which it failed, taken only when there is no other; `accepts`: whether a machine may have it,
+    besides its memory; `choice`: the machine that it was quoted for, where another one is not as good."""
 
     job: str
     priority: int
@@ -30,12 +30,14 @@ class Waiting:
     memory_bytes: int
     avoid: frozenset[str] = frozenset()
     accepts: Callable[[Machine], bool] = anything
+    choice: str = ""
 
 
 def waiting(request: LeaseRequest, accepts: Callable[[Machine], bool] = anything) -> Waiting:
     """Return a request as the queue sees it."""
     avoid = frozenset(request.avoid)
-    return Waiting(request.job, request.priority, request.submitted_at, request.memory_bytes, avoid, accepts)
+    choice = request.offer.machine if request.offer is not None and request.offer.provider == LENT else ""
+    return Waiting(request.job, request.priority, request.submitted_at, request.memory_bytes, avoid, accepts, choice)
 
 
 @lru_cache(maxsize=8192)
@@ -76,7 +78,7 @@ def assign(waiting: Iterable[Waiting], machines: Sequence[Machine], now: datetim
         fitting = [m for m in free.values() if m.name in wanted and m.free_memory_bytes >= job.memory_bytes]
         if not fitting:
             continue
-        best = min(fitting, key=lambda machine: (-machine.free, -machine.free_memory_bytes, machine.name))
+        best = min(fitting, key=lambda m: (m.name != job.choice, -m.free, -m.free_memory_bytes, m.name))
         pairs.append((job, best.name))
         free[best.name] = replace(
             best, free=best.free - 1, free_memory_bytes=best.free_memory_bytes - job.memory_bytes

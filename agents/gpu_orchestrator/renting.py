@@ -192,7 +192,7 @@ class Renting:
         """The first steps of a job are measured: see whether its money and its time hold."""
         lease = Leases(tx.connection).of(request.job)
         rental = next((r for r in Rentals(tx.connection).living() if lease is not None and r.machine == lease.machine), None)
-        if lease is not None and rental is not None:
+        if lease is not None and rental is not None and request.fence in (None, lease.fence):
             rest = self._desk.rest(request, rental.listing, rental.price_micros_per_hour)
             self._office.probed(request, rest, lease, rental, tx)
 

@@ -51,7 +51,7 @@ def add(flags: dict[str, Any], name: str, *, as_json: bool) -> int:
         emit({"machine": name, "worker": token.worker, "token": str(token), "broker": broker, "notes": notes})
         return OK
     print(f"On {name}, with the lab's program of this version:\n")
-    print(f"export {workers.VARIABLE}={token}\nmeetara worker --broker {broker}\n")
+    print(f"export {workers.VARIABLE}={token}\nmeetara worker --broker {broker} --idle 86400\n")
     print("\n".join(["The token is shown only now; whoever has it is this machine.", *notes]))
     return OK
 

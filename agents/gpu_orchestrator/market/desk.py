@@ -14,6 +14,7 @@ from agents.gpu_orchestrator.market.estimate import Rest, requoted, rest
 from agents.gpu_orchestrator.market.gpus import gpu_name
 from agents.gpu_orchestrator.market.history import History
 from agents.gpu_orchestrator.market.requirements import Requirements, Supply, limit
+from agents.gpu_orchestrator.market.weighing import instead
 from agents.gpu_orchestrator.providers.provider import Provider, ProviderError, RateLimited
 from configs import Configs
 from protocol import Code, LabError, Retry
@@ -82,6 +83,7 @@ class Desk:
             untrusted=request.untrusted_hosts,
             spot=self._configs.settings.store is not None and request.checkpoints != "machine", economy=request.economy,
             tier=request.tier,
+            would_stage=request.dry_run and self._configs.settings.store is not None and request.plan.terms is not None,
         )  # fmt: skip
 
     def ready(self, request: QuoteRequest, machines: Sequence[Machine]) -> bool:
@@ -121,6 +123,12 @@ class Desk:
                 error.data["rejected"] = {**error.data.get("rejected", {}), **missing}
                 error.message = f"{error.message.rstrip('.')}; {told}."
             raise
+
+    def instead(self, request: QuoteRequest, machine: Machine, reserved_micros: int, at: datetime) -> bool:
+        """Tell whether a machine that nobody bills for may have a job that was quoted for another one."""
+        terms = self._configs.providers
+        supply = Supply(at, (machine,), terms.local, (), terms.rented, self.history, {})
+        return instead(self.requirements(request), machine, supply, reserved_micros)
 
     def ranked(self, request: QuoteRequest, now: datetime) -> list[tuple[Offer, Listing]]:
         """Return what can be rented for a job now, the best first: where the first is sold out, the next is tried."""

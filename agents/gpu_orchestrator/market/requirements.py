@@ -30,6 +30,7 @@ class Requirements:
         spot: whether a machine may be taken that its provider may take away: only where checkpoints leave the machine.
         economy: money is short: of rented machines only spot, or one that costs at most the median of its GPU.
         tier: its name, for people.
+        would_stage: nothing is staged for a mere question, but the job's data would be.
     """
 
     job: str
@@ -43,6 +44,7 @@ class Requirements:
     spot: bool = False
     economy: bool = False
     tier: str = ""
+    would_stage: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,7 @@ def weigh_own(wanted: Requirements, supply: Supply, search: Search) -> None:
         if (reason := unfit(wanted, machine)) is not None:
             search.own[machine.name] = reason
             continue
-        offer = _own_offer(wanted, machine, supply)
-        seconds = offer.seconds_p90 + (0.0 if machine.lent else supply.local.provisioning_seconds)
+        offer, seconds = _own_offer(wanted, machine, supply), own_seconds(wanted, machine, supply)
         if wanted.deadline_s is not None and seconds > wanted.deadline_s:
             search.own[machine.name] = late(seconds, wanted)
             search.too_slow(seconds)
@@ -90,19 +89,32 @@ def unfit(wanted: Requirements, machine: Machine) -> str | None:
         return plan.not_here
     if device is None:
         return "its card does not say what memory it has"
-    if machine.lent and plan.staged is None:
+    if machine.lent and plan.staged is None and not wanted.would_stage:
         return (
             "the job's data are here only: set MEETARA_STORE, and name providers with `lent` among them "
             "or a tier that is meant for GPUs"
         )
-    if _gpu(machine) is not None and plan.trained_tokens is not None and plan.working_bytes is not None:
-        if device.gpu_memory_bytes < (needed := estimate.gpu_bytes(plan)):
-            return f"the job needs {gib(needed)} GiB of one GPU's memory, it has {gib(device.gpu_memory_bytes)} GiB"
-    elif device.memory_bytes < plan.memory_bytes:
+    known = _gpu(machine) is not None and plan.trained_tokens is not None and plan.working_bytes is not None
+    if known and device.gpu_memory_bytes < (needed := estimate.gpu_bytes(plan)):
+        return f"the job needs {gib(needed)} GiB of one GPU's memory, it has {gib(device.gpu_memory_bytes)} GiB"
+    if device.memory_bytes < plan.memory_bytes:
         return f"the job needs {gib(plan.memory_bytes)} GiB of memory, the machine has {gib(device.memory_bytes)} GiB"
     if machine.lent and device.disk_free_bytes < plan.disk_bytes:
         return f"the job needs {plan.disk_bytes / 1e9:.1f} GB of disk, it has {device.disk_free_bytes / 1e9:.1f} GB"
     return None
+
+
+def own_seconds(wanted: Requirements, machine: Machine, supply: Supply) -> float:
+    """Return the seconds in which nine in ten such jobs are done on a machine that nobody bills for."""
+    return _own_offer(wanted, machine, supply).seconds_p90 + (0.0 if machine.lent else supply.local.provisioning_seconds)
+
+
+def instead(wanted: Requirements, machine: Machine, supply: Supply, reserved_micros: int) -> bool:
+    """Tell whether a machine that nobody bills for may have a job that was quoted for another one: it can do it, in time, and for
+    what is reserved."""
+    if unfit(wanted, machine) is not None or _own_offer(wanted, machine, supply).reservation_micros > reserved_micros:
+        return False
+    return wanted.deadline_s is None or own_seconds(wanted, machine, supply) <= wanted.deadline_s
 
 
 def _gpu(machine: Machine) -> Gpu | None:

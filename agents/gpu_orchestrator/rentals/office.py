@@ -143,21 +143,32 @@ class Office:
         busy = {rental.id: self._remaining(rental, tx.now) for rental in living if rental.machine in leased}
         taken = {(rental.provider, rental.listing.id) for rental in living if rental.listing.single}
         refused: dict[tuple[object, ...], str] = {}
+        first: dict[tuple[object, ...], str] = {}
         ordered = False
         for wish in unserved((asking.wish(self._limits.setup) for asking in askings.values()), living, busy):
             asking = askings[wish.job]
             offer = asking.request.offer
             assert offer is not None
-            alike = (wish.kind, wish.terms, offer.reservation_micros, asking.request.limit_micros, asking.request.memory_bytes)
+            alike = (
+                wish.kind, wish.terms, offer.reservation_micros, asking.request.limit_micros, asking.request.memory_bytes,
+                asking.quote.deadline_hours, asking.quote.economy,
+            )  # fmt: skip
             # what one job was refused, all that want the same are: there may be hundreds
-            reason = self._closed or refused.get(alike)
+            account = store.account(wish.job)
+            assert account is not None
+            spent = store.spent(wish.job, tx.now)
+            fresh = not account.refused and not spent and account.reserved_micros == account.agreed_micros
+            reason = self._closed or (refused.get(alike) if fresh else None)
             if reason is None:
-                account = store.account(wish.job)
-                assert account is not None
-                spent = store.spent(wish.job, tx.now)
                 reason = self._rent(asking, account, spent, taken, store, tx)
-                if reason is not None and not account.refused and not spent:  # else it may be short of money, not of machines
-                    refused[alike] = reason
+                if reason is not None and fresh:  # else it may be short of money, not of machines
+                    refused[alike], first[alike] = reason, wish.job
+            elif reason is not self._closed:  # all of them wait for one price, and for one hour
+                since = self._dear.get(first[alike])
+                if since is None:
+                    self._dear.pop(wish.job, None)
+                else:
+                    self._dear.setdefault(wish.job, since)
             ordered = ordered or reason is None
             if reason is not None:
                 self._delay(wish.job, reason, tx)

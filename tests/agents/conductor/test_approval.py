@@ -184,7 +184,8 @@ def test_a_job_that_was_taken_on_waits_while_nothing_is_for_sale_when_it_may_go_
     assert (story.record.state, story.record.reason) == (State.QUOTED, "sold out.") and not story.record.economises
     again = story.tell(Resume())
     assert methods(again) == ["offer.quote"] and again.calls[0].id not in asked, "a call of its own"
-    story.tell(Refused(LabError(Code.NO_CAPACITY, "still sold out.")))
+    later = story.tell(Refused(LabError(Code.BUDGET, "what is left is too dear.", rejected={"vast 7": "over the limit"})))
+    assert story.record.sold_out and later.timers["resume"] - story.now == timedelta(minutes=2), "the market, not the lab's budget"
     story.tell(Resume())
     assert methods(story.again(PAID)) == ["budget.reserve"] and not story.record.sold_out
     story.tell(Refused(LabError(Code.BUDGET, "the month's budget does not hold it.")))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agents.conductor.decide import ATTEMPTS, BACKOFF, late, pause
 from agents.conductor.happening import CancelAsked, Refused, Resume, Routed, Stopped
 from protocol.errors import Code, LabError
-from protocol.job import Empty, Probe, Stage, State, Submitted
+from protocol.job import Empty, Probe, Stage, Staged, State, Submitted
 from protocol.machine import LeaseRecall, LeaseRelease
 from protocol.money import ReleaseRequest, SettleRequest
 from tests.agents.conductor.jobs import (
@@ -320,6 +320,44 @@ def test_a_job_that_is_given_up_goes_on_nowhere_however_it_ends(end: str):
     else:
         job.report(report(1, end, reason="x", retry="later"))
     assert (job.record.state, job.record.reason, job.record.failures) == (State.FAILED, "too dear", 0)
+
+
+def test_who_is_given_up_is_not_brought_back_by_a_later_recall():
+    job = running()
+    job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="too dear", final=True))
+    job.happen(LeaseRecall(job="j1", lease="l1", fence=1, reason="the month's budget is used up", final=False))
+    job.lose(lost(1))
+    assert (job.record.state, job.record.reason) == (State.FAILED, "too dear")
+
+
+STAGED = Staged(store="s3://lab/", dataset="s3://lab/data/a", base="org/base")
+
+
+@pytest.mark.parametrize(
+    ("provider", "strangers", "uri", "shared"),
+    [
+        ("lent", False, "s3://lab/artefacts/ab/m.gguf", True),
+        ("vast", False, "s3://lab/artefacts/ab/m.gguf", True),
+        ("lent", True, "s3://lab/artefacts/ab/m.gguf", True),
+        ("vast", True, "s3://lab/artefacts/ab/m.gguf", False),
+        ("vast", False, "http://10.0.0.5/m.gguf", False),
+        ("vast", False, "s3://lab/../other/m.gguf", False),
+        ("vast", False, "s3://lab/a.zip::file:///etc/passwd", False),
+        ("local", False, "file:///a.gguf", False),
+    ],
+)
+def test_what_is_made_elsewhere_is_remembered_where_it_may_be_shared_and_lies_in_the_labs_store(provider, strangers, uri, shared):
+    job = PureJob()
+    job.record = job.record.model_copy(update={"request": job.record.request.model_copy(update={"untrusted_hosts": strangers})})
+    job.start()
+    for answer in (PLAN.model_copy(update={"key": "k" * 64, "staged": STAGED}), QUOTE, RESERVATION):
+        job.happen(answer)
+    job.happen(grant(1).model_copy(update={"provider": provider}))
+    job.report(report(1, "done", **{**DONE, "artefacts": [ARTEFACT.model_copy(update={"uri": uri})]}))
+    calls = job.made("model.remember")
+    assert bool(calls) == shared and job.record.state is State.DONE
+    if shared:
+        assert (calls[0].params.key, calls[0].params.model.job) == ("k" * 64, "j1")
 
 
 def test_a_job_that_is_done_before_it_is_stopped_is_done():

@@ -187,6 +187,7 @@ def test_a_model_in_the_artefact_store_is_taken_while_the_store_has_it(shelf: Sh
     made = elsewhere(shelf)
     found = shelf.cache.find(shelf.request(), TIERS).plan
     assert found is not None and found.finished is not None and found.finished.artefacts == made.artefacts
+    assert shelf.cache.find(shelf.request(), TIERS, stores=False) == module.Found(shelf.key), "an agent does not wait for a store"
     with monkeypatch.context() as broken:
         broken.setattr(MemoryFileSystem, "size", lambda self, path: 1 / 0)
         assert "cannot be looked at (ZeroDivisionError" in shelf.cache.find(shelf.request(), TIERS).why

@@ -23,14 +23,15 @@ NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 class Rig:
     """An orchestrator without network: what it stores is what it would send."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, price: float = 0.36) -> None:
         self.time = NOON
         self.home = home
+        self.price = price
         self.agent = self._made()
 
     def _made(self) -> GpuOrchestratorAgent:
         wiring = Wiring("gpu_orchestrator-1", self.home, BrokerAddress("127.0.0.1", 1), now=lambda: self.time)
-        agent = GpuOrchestratorAgent(wiring, configs.load(Settings.read(local_usd_per_hour=0.36)))
+        agent = GpuOrchestratorAgent(wiring, configs.load(Settings.read(local_usd_per_hour=self.price)))
         agent._session = object()  # type: ignore[assignment]  # as while connected
         return agent
 
@@ -42,8 +43,8 @@ class Rig:
         self.time += by
         self.agent.fire_due()
 
-    def factory(self, name: str = "f1", slots: int = 1, online: bool = True) -> None:
-        device = Device(cores=2, memory_bytes=4 * GIB, disk_free_bytes=GIB)
+    def factory(self, name: str = "f1", slots: int = 1, online: bool = True, memory: int = 4 * GIB) -> None:
+        device = Device(cores=2, memory_bytes=memory, disk_free_bytes=GIB)
         card = Card(agent=name, role="gguf_factory", version="1", methods={}, slots=slots, device=device)
         presence = Presence(agent=name, role="gguf_factory", online=online)
         for topic, word in (("card", card), ("presence", presence)):
@@ -79,6 +80,15 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> Iterator[Rig]:
     made = Rig(tmp_path)
+    await made.agent.started()
+    yield made
+    made.agent.store.close()
+
+
+@pytest.fixture
+async def free(tmp_path: Path) -> Iterator[Rig]:
+    """A lab whose own machines cost nothing."""
+    made = Rig(tmp_path, price=0.0)
     await made.agent.started()
     yield made
     made.agent.store.close()
@@ -311,23 +321,57 @@ async def test_a_lent_gpu_is_taken_for_nothing_by_a_job_whose_data_can_reach_it(
     assert (here["machine"], here["provider"]) == ("f1", "local")
 
 
-async def test_a_job_quoted_for_a_lent_machine_runs_here_when_that_is_gone_but_not_where_it_does_not_fit(rig):
-    rig.factory()
-    lend(rig)
-    fits, not_here = staged_request("a"), staged_request("b", not_here="it needs a GPU")
-    quotes = [(await rig.ask(f"{asked['job']}:quote", "offer.quote", **asked))["result"]["choice"] for asked in (fits, not_here)]
+async def test_a_job_quoted_for_a_lent_machine_runs_here_when_that_is_gone_but_not_where_it_does_not_fit(free):
+    free.factory()
+    lend(free)
+    slow = {"seconds_p50": 40_000.0, "seconds_p90": 80_000.0}
+    fits, not_here = staged_request("a", **slow), staged_request("b", **slow, not_here="it needs a GPU")
+    quotes = [(await free.ask(f"{asked['job']}:quote", "offer.quote", **asked))["result"]["choice"] for asked in (fits, not_here)]
     assert {quote["provider"] for quote in quotes} == {"lent"}
-    lend(rig, online=False)
+    lend(free, online=False)
     answers = [
-        await rig.ask(
+        await free.ask(
             f"{job}:lease", "lease.request", job=job, reservation="r", priority=1, submitted_at=NOON.isoformat(), memory_bytes=GIB,
             offer=quote,
         )
         for job, quote in zip("ab", quotes, strict=True)
     ]  # fmt: skip
     assert answers[0]["result"]["provider"] == "local" and answers[1] is None
+    lend(free)
+    assert free.reply("b:lease")["result"]["machine"] == "worker-lent-pc", "it waits for the machine to come back"
+
+
+async def test_a_job_gets_the_lent_machine_that_it_was_quoted_for_and_waits_for_it_rather_than_for_days_here(rig):
+    rig.factory(slots=3, memory=64 * GIB)
     lend(rig)
-    assert rig.reply("b:lease")["result"]["machine"] == "worker-lent-pc", "it waits for the machine to come back"
+    first = await quoted_lease(rig, staged_request("a"))
+    assert first["machine"] == "worker-lent-pc", "not the one with most memory"
+    assert await quoted_lease(rig, {**staged_request("b", seconds_p90=400_000.0), "deadline_hours": 10}) is None
+    await rig.ask("end", "lease.release", job="a", lease=first["lease"], over=True)
+    assert rig.reply("b:lease")["result"]["machine"] == "worker-lent-pc"
+    lend(rig, online=False)
+    here = await quoted_lease(rig, staged_request("c"))
+    assert here["machine"] == "f1"
+
+
+async def test_a_job_for_which_nothing_is_reserved_does_not_move_to_a_machine_that_costs(rig):
+    rig.factory()
+    lend(rig)
+    quote = (await rig.ask("a:quote", "offer.quote", **staged_request("a")))["result"]["choice"]
+    assert quote["reservation_micros"] == 0
+    lend(rig, online=False)
+    waiting = await rig.ask(
+        "a:lease", "lease.request", job="a", reservation="r", priority=1, submitted_at=NOON.isoformat(), memory_bytes=GIB, offer=quote
+    )
+    assert waiting is None, "an hour here costs $0.36, and the lent machine is to come back"
+
+
+async def test_a_question_leaves_nothing_behind_and_counts_what_would_be_staged(rig):
+    lend(rig)
+    asked = {**staged_request("a", staged=None), "dry_run": True}
+    assert "set MEETARA_STORE" in (await rig.ask("q", "offer.quote", **asked))["error"]["data"]["rejected"]["worker-lent-pc"]
+    await rig.ask("q2", "offer.quote", **{**staged_request("b"), "dry_run": True})
+    assert rig.agent.store.connection.execute("SELECT count(*) FROM asked").fetchone()[0] == 0
 
 
 async def test_a_lent_machine_that_is_switched_off_is_no_failure_of_its_job(rig):

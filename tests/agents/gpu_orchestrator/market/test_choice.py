@@ -272,8 +272,7 @@ def reference(wanted: Requirements, there: Supply) -> tuple[str, str] | None:
                 seconds = 120 + 4 * 2 * job.base_parameters / 100e6
                 seconds += 4 * job.base_parameters * job.trained_tokens / (GPUS[item.device.gpu].tflops * 1e12 * 0.2)
                 p90, fits = Fraction(seconds * 2.5), fits and item.device.gpu_memory_bytes >= gpu_bytes(job)
-            else:
-                fits = fits and item.device.memory_bytes >= job.memory_bytes
+            fits = fits and item.device.memory_bytes >= job.memory_bytes
             busy, beside = item.free < 1, Fraction(0)
         elif isinstance(item, Machine):
             price, provider, name = Fraction(there.local.price_micros_per_hour), "local", item.name
