@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.access import is_lent
-from protocol.machine import Device
+from protocol.machine import LENT, LOCAL, Device
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Machine:
     def lent(self) -> bool:
         """Whether a person lends it."""
         return is_lent(self.rental)
+
+    @property
+    def provider(self) -> str:
+        """Whose machine it is, where nobody bills for it."""
+        return LENT if self.lent else LOCAL
 
     @property
     def own(self) -> bool:

@@ -149,17 +149,11 @@ def quote(
     as_json: Json = False,
 ) -> None:
     """Tell what a request would take and cost on each machine, which one it would get, and why; nothing is started."""
-    from meetara.screens import quote as screen
-    from meetara.screens.train import parameters, purpose
-
-    purpose(domain, text)
-    fields = {
-        "domain": domain, "text": text, "dataset": data, "eval_dataset": eval_data, "tier": tier, "base": base,
-        "profile": profile, "quantisation": quantisation, "budget_usd": budget, "deadline_hours": deadline,
-        "providers": provider or None, "untrusted_hosts": untrusted_hosts, "parameters": parameters(param or []),
-        "use_cache": not fresh, "checkpoints": "store" if store_checkpoints else None,
-    }  # fmt: skip
-    raise typer.Exit(run(screen.quote(where(home, host, port, lab), fields, as_json=as_json, console=console())))
+    train(
+        data, domain, text, eval_data, tier, base, param=param, profile=profile, quantisation=quantisation, budget=budget,
+        deadline=deadline, provider=provider, untrusted_hosts=untrusted_hosts, fresh=fresh, store_checkpoints=store_checkpoints,
+        dry_run=True, home=home, host=host, port=port, lab=lab, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()

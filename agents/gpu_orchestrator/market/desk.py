@@ -19,8 +19,6 @@ from agents.gpu_orchestrator.providers.provider import Provider, ProviderError, 
 from configs import Configs
 from protocol import Code, LabError, Retry
 from protocol.machine import (
-    LENT,
-    LOCAL,
     OWN,
     Listing,
     ListingPage,
@@ -153,7 +151,7 @@ class Desk:
         price = self._configs.providers.local.price_micros_per_hour
         own = [
             Listing(
-                provider=LENT if machine.lent else LOCAL, id=machine.name, gpu=gpu_name(device.gpu, device.gpu_memory_bytes), gpus=1 if device.gpu else 0,
+                provider=machine.provider, id=machine.name, gpu=gpu_name(device.gpu, device.gpu_memory_bytes), gpus=1 if device.gpu else 0,
                 gpu_memory_bytes=device.gpu_memory_bytes, cores=device.cores, memory_bytes=device.memory_bytes,
                 disk_bytes=device.disk_free_bytes, price_micros_per_hour=0 if machine.lent else price, seen_at=at,
             )

@@ -11,7 +11,7 @@ from agents.gpu_orchestrator.market.estimate import Work, milliseconds
 from agents.gpu_orchestrator.market.gpus import GPUS, Gpu
 from agents.gpu_orchestrator.market.requirements import Requirements, Supply
 from agents.gpu_orchestrator.market.words import gib, late, over
-from protocol.machine import LENT, LOCAL, Listing, Offer
+from protocol.machine import LENT, Listing, Offer
 
 Key = tuple[int, bool, bool, float, str, str]
 
@@ -81,7 +81,7 @@ def weigh_own(wanted: Requirements, supply: Supply, search: Search) -> None:
 def unfit(wanted: Requirements, machine: Machine) -> str | None:
     """Return why a machine that nobody bills for could not do a job at all."""
     plan, device = wanted.plan, machine.device
-    if wanted.providers is not None and (LENT if machine.lent else LOCAL) not in wanted.providers:
+    if wanted.providers is not None and machine.provider not in wanted.providers:
         return "the request names other providers"
     if machine.slots < 1:
         return "it has no slots"
