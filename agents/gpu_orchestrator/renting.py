@@ -22,6 +22,7 @@ from agents.gpu_orchestrator.fleet import Fleet
 from agents.gpu_orchestrator.market import history
 from agents.gpu_orchestrator.market.desk import Desk
 from agents.gpu_orchestrator.providers.provider import Instance, ProviderError
+from agents.gpu_orchestrator.rentals import purse
 from agents.gpu_orchestrator.rentals.keeper import Keeper
 from agents.gpu_orchestrator.rentals.office import Asking, Office
 from agents.gpu_orchestrator.rentals.owner import out_of_sight
@@ -194,7 +195,7 @@ class Renting:
         rental = next((r for r in Rentals(tx.connection).living() if lease is not None and r.machine == lease.machine), None)
         if lease is not None and rental is not None and request.fence in (None, lease.fence):
             rest = self._desk.rest(request, rental.listing, rental.price_micros_per_hour)
-            self._office.probed(request, rest, lease, rental, tx)
+            purse.probed(request, rest, lease, rental, tx)
 
     def answered(self, answer: Answer, tx: Transaction) -> None:
         """Take in an answer of the cost monitor."""
@@ -203,7 +204,7 @@ class Renting:
         elif answer.method == "budget.extend":
             word = answer.error or answer.result
             assert isinstance(word, LabError | Reservation)
-            self._office.extended(answer.key, word, tx, likely=answer.context.get("likely"))
+            purse.extended(answer.key, word, tx, likely=answer.context.get("likely"))
             if isinstance(word, Reservation):
                 self._host.hand_out(tx)
 

@@ -12,9 +12,8 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Protocol
 
-from agents.gpu_orchestrator.market.estimate import Rest
 from agents.gpu_orchestrator.providers.provider import AuthFailed, QuotaExceeded
-from agents.gpu_orchestrator.rentals import life, meter
+from agents.gpu_orchestrator.rentals import life, meter, purse
 from agents.gpu_orchestrator.rentals.breaker import Breaker, circuit
 from agents.gpu_orchestrator.rentals.life import Limits
 from agents.gpu_orchestrator.rentals.placement import Wish, unserved
@@ -23,7 +22,6 @@ from agents.gpu_orchestrator.rentals.store import Account, Paying, Rentals
 from agents.gpu_orchestrator.rentals.till import Till
 from bus import Transaction
 from bus.lease import Lease, Leases
-from protocol import LabError, Retry
 from protocol.access import worker_name
 from protocol.machine import (
     Device,
@@ -34,26 +32,18 @@ from protocol.machine import (
     Listing,
     Offer,
     QuoteRequest,
-    RequoteRequest,
 )
 from protocol.money import (
-    ExtendRequest,
-    Reservation,
     dollars,
 )
 
 RETRY = timedelta(seconds=30)
 """How soon waiting jobs are placed anew where nothing says when another try makes sense."""
-AGAIN = timedelta(minutes=5)
-"""How soon more money is asked for again where it was refused for now."""
 DEARER = 1.5
 """How many times the quoted reservation a fallback may reserve where the request names no budget: the next machines in order of
 price are within it, while one that costs many times more is worth a wait."""
 EARLY = timedelta(seconds=60)
 """How long before its money ends a job asks for more: the answer takes a second, or a broker's restart."""
-OVERRUN = 4
-"""How many times the quoted reservation a job may need in all, with what it lost with machines that were taken away: a run that
-needs more was quoted wrongly or never ends."""
 UNTOLD = 300.0
 """Seconds for which a machine counts as taken by a job that an earlier process of this agent has put there."""
 SILENT = timedelta(seconds=60)
@@ -215,86 +205,20 @@ class Office:
                 self._dear.pop(account.job, None)
                 return None
             reasons[f"{listing.provider} {listing.id}"] = why
-        if needed is not None and needed > account.agreed_micros * OVERRUN:
-            reason = f"it has spent {dollars(spent)} and would need {dollars(needed)} in all, {OVERRUN} times what was quoted."
-            self._refuse(account.job, reason, tx)
+        if needed is not None and needed > account.agreed_micros * purse.OVERRUN:
+            reason = f"it has spent {dollars(spent)} and would need {dollars(needed)} in all, {purse.OVERRUN} times what was quoted."
+            purse.refuse(account.job, reason, tx)
             return reason
         if needed is not None:  # another machine costs more, or what was lost with earlier ones is needed again
-            return self._extend(account, needed, tx)
+            return purse.extend(account, needed, tx)
         listed = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
         more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         reason = f"no machine can be rented now: {listed or 'nothing that fits is offered'}{more}."
         if hope or not dear:  # more money would change nothing: what fits is sold out, or was not what it said
             self._dear.pop(account.job, None)
         elif tx.now - self._dear.setdefault(account.job, tx.now) > self._limits.dear:
-            self._refuse(account.job, f"{reason} Allow more with budget_usd, and send the request again.", tx)
+            purse.refuse(account.job, f"{reason} Allow more with budget_usd, and send the request again.", tx)
         return reason
-
-    def _extend(self, account: Account, needed: int, tx: Transaction, likely: int | None = None) -> str:
-        """Ask for more money; returns what the job waits for.
-
-        Args:
-            likely: what the job that runs will likely cost in all, where a probe has told it.
-        """
-        if not account.refused:
-            more = ExtendRequest(reservation=account.reservation, job=account.job, amount_micros=needed)
-            context = {} if likely is None else {"likely": likely}
-            tx.call("budget.extend", more, key=account.job, id=f"{account.reservation}:extend:{needed}", context=context)
-        return account.refused or "more money is asked for: the next machine costs more, or earlier ones were lost."
-
-    def probed(self, request: RequoteRequest, rest: Rest, lease: Lease, rental: Rental, tx: Transaction) -> None:
-        """See whether money and time hold by what a job's first steps took: more is set aside at once, or the job is given up
-        while little is lost.
-
-        Set aside is what it may cost (P90), given up is what will likely not do (P50): a chance of one in ten is not worth a job.
-        """
-        store = Rentals(tx.connection)
-        account, payer = store.account(request.job), store.payer(rental.id)
-        if account is None or payer is None or payer.job != account.job:
-            return
-        seconds = (tx.now - payer.since).total_seconds() + rest.seconds
-        spent = store.spent(account.job, tx.now)
-        likely, most = spent + rest.likely_micros, account.agreed_micros * OVERRUN
-        whose = f"{OVERRUN} times what was quoted"
-        if request.limit_micros is not None and request.limit_micros < most:
-            most, whose = request.limit_micros, "what was agreed to"
-        needed = min(spent + rest.aside_micros, most)
-        if request.deadline_hours is not None and seconds > request.deadline_hours * 3600:
-            hours = f"{seconds / 3600:.2f} hours on this machine, longer than the {request.deadline_hours:g} of deadline_hours"
-            self._give_up(lease, f"it would likely take {hours}. Allow more, or ask for a smaller job.", tx)
-        elif likely > most:
-            cost = f"it would likely cost {dollars(likely)} in all, more than {whose}, {dollars(most)}"
-            self._give_up(lease, f"{cost}. Allow more with budget_usd, or ask for a smaller job.", tx)
-        elif needed > account.reserved_micros:
-            self._extend(account, needed, tx, likely)
-            if account.refused:
-                self._short(account, likely, lease, tx)
-
-    def _short(self, account: Account, likely: int, lease: Lease, tx: Transaction) -> None:
-        """No more is set aside for a job that runs: it goes on if what it will likely cost is."""
-        if likely > account.reserved_micros:
-            cost = f"it would likely cost {dollars(likely)} in all, {dollars(account.reserved_micros)} are set aside"
-            self._give_up(lease, f"{cost}, and more is refused: {account.refused}", tx)
-
-    def _give_up(self, lease: Lease, reason: str, tx: Transaction) -> None:
-        reason = f"stopped after its first steps on {lease.machine}, by which {reason}"
-        recall = LeaseRecall(job=lease.job, lease=lease.lease, fence=lease.fence, reason=reason, final=True)
-        tx.call("lease.recall", recall, key=lease.job, id=f"{lease.lease}:give-up")
-
-    def extended(self, job: str, answer: Reservation | LabError, tx: Transaction, likely: int | None = None) -> None:
-        """Take in the cost monitor's answer; `likely` as it was asked with."""
-        store = Rentals(tx.connection)
-        if isinstance(answer, LabError):
-            store.refuse(job, str(answer))
-            account, lease = store.account(job), Leases(tx.connection).of(job)
-            if likely is not None and account is not None and lease is not None:
-                self._short(account, likely, lease, tx)
-            if answer.retry is Retry.NEVER:
-                self._refuse(job, str(answer), tx)
-            else:
-                tx.timer("extend", job, tx.now + AGAIN)
-        else:
-            store.extended(job, answer.amount_micros)
 
     def _order(
         self, asking: Asking, account: Account, offer: Offer, listing: Listing, store: Rentals, tx: Transaction
@@ -317,11 +241,6 @@ class Office:
         if self._told.get(job) != reason:
             self._told[job] = reason
             tx.call("lease.delay", LeaseDelay(job=job, reason=reason), key=job)
-
-    def _refuse(self, job: str, reason: str, tx: Transaction) -> None:
-        """Tell that a job gets no machine; what it was told before and has not heard, while the conductor is away, is over."""
-        tx.drop_calls(job, "lease.delay")
-        tx.call("lease.delay", LeaseDelay(job=job, reason=reason, final=True), key=job)
 
     def _remaining(self, rental: Rental, now: datetime) -> float:
         """Return the seconds for which a leased machine is taken by the job that runs there."""
@@ -405,8 +324,8 @@ class Office:
             end = meter.lasts_until(rental, paying.payer, paying.left_micros) - self._limits.end
             if tx.now >= end:
                 return life.leaving(rental, tx.now, "the money that was reserved for it is used up")
-            if tx.now >= end - EARLY and account.reserved_micros < account.agreed_micros * OVERRUN:
-                self._extend(account, account.reserved_micros + max(1, account.agreed_micros // 4), tx)
+            if tx.now >= end - EARLY and account.reserved_micros < account.agreed_micros * purse.OVERRUN:
+                purse.extend(account, account.reserved_micros + max(1, account.agreed_micros // 4), tx)
         if rental.state is not State.READY:
             return rental
         if not here:
