@@ -12,10 +12,13 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from bus import BrokerAddress
+from bus.broker import PASSWORDS
+from bus.files import read_json
 from configs import Settings
 from protocol import Code, LabError, Retry
 from protocol.address import Endpoint
 from protocol.format import FORMAT, check_format
+from protocol.topics import OPERATOR
 
 
 class Up(BaseModel):
@@ -60,6 +63,15 @@ def running(home: Path) -> Up | None:
     except (FileNotFoundError, ValueError, AttributeError):  # it is just starting
         return None
     return up if up.pid == owner else None
+
+
+def operator_of(home: Path) -> BrokerAddress | None:
+    """Return the operator's address at the private broker that runs on a home, or None."""
+    up = running(home)
+    password = read_json(home / "broker" / PASSWORDS).get(OPERATOR)
+    if up is None or not up.private_broker or password is None:
+        return None
+    return BrokerAddress(up.host, up.port, OPERATOR, password)
 
 
 def lock_owner(home: Path) -> int | None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from bus import certs as certificates
 from bus import users
-from bus.address import BrokerAddress
 from bus.broker import PASSWORDS
 from bus.files import read_json
 from configs import Settings
 from meetara.door import OK, emit
-from meetara.home import running
+from meetara.home import operator_of
 from meetara.listener import certs_folder
-from protocol.topics import OPERATOR
 
 
 def certs(flags: dict[str, Any], hosts: list[str], agents: list[str], *, force: bool, as_json: bool) -> int:
@@ -49,7 +46,7 @@ def add_user(flags: dict[str, Any], name: str, *, as_json: bool) -> int:
     """Make a login; a lab that runs knows it at once."""
     home = Settings.read(**flags).home
     password = users.add(home / "broker", name, read_json(home / "broker" / PASSWORDS))
-    operator = _operator(home)
+    operator = operator_of(home)
     if operator is not None:
         asyncio.run(users.tell_added(operator, name, password))
     if as_json:
@@ -63,7 +60,7 @@ def remove_user(flags: dict[str, Any], name: str, *, as_json: bool) -> int:
     """Forget a login; a lab that runs cuts its connections."""
     home = Settings.read(**flags).home
     users.remove(home / "broker", name)
-    operator = _operator(home)
+    operator = operator_of(home)
     if operator is not None:
         asyncio.run(users.tell_removed(operator, name))
     if as_json:
@@ -81,12 +78,3 @@ def list_users(flags: dict[str, Any], *, as_json: bool) -> int:
     else:
         print("\n".join(names) if names else "No logins; people on this machine need none.")
     return OK
-
-
-def _operator(home: Path) -> BrokerAddress | None:
-    """Return the operator's address at the private broker that runs on a home."""
-    up = running(home)
-    password = read_json(home / "broker" / PASSWORDS).get(OPERATOR)
-    if up is None or not up.private_broker or password is None:
-        return None
-    return BrokerAddress(up.host, up.port, OPERATOR, password)

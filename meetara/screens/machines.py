@@ -9,16 +9,13 @@ from typing import Any
 
 from bus import certs, workers
 from bus.address import BrokerAddress
-from bus.broker import PASSWORDS
-from bus.files import read_json
 from configs import Settings
 from meetara.door import OK, emit
-from meetara.home import Up, running
+from meetara.home import Up, operator_of, running
 from meetara.listener import certs_folder
 from protocol import Code, LabError
 from protocol.access import LENT, is_lent, rental_of, worker_name
 from protocol.machine import LENT as PROVIDER
-from protocol.topics import OPERATOR
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 """A machine's name; it stands in topics, file names and client ids."""
@@ -90,11 +87,10 @@ async def _known(operator: BrokerAddress) -> set[str]:
 
 def _lab(home: Path) -> tuple[Up, BrokerAddress]:
     """Return the lab that runs on a home, and its broker with the operator's login."""
-    up = running(home)
-    password = read_json(home / "broker" / PASSWORDS).get(OPERATOR)
-    if up is None or not up.private_broker or password is None:
+    up, operator = running(home), operator_of(home)
+    if up is None or operator is None:
         raise LabError(
             Code.UNREACHABLE, f"no lab with a broker of its own runs on {home}.",
             advice="Start it first (`meetara up`): its broker keeps the tokens of machines.", file=str(home),
         )  # fmt: skip
-    return up, BrokerAddress(up.host, up.port, OPERATOR, password)
+    return up, operator
