@@ -4,7 +4,8 @@
     python -m benchmarks.domains --data ../shared/data --only fitness music
     python -m benchmarks.domains --page                              # only docs/results/domains.md, from the JSON
 
-Each job's end is kept in docs/results/domains.json at once; a domain that is there for the same base is not run again.
+Each job's end is kept in docs/results/domains.json at once; a domain that is there for the same base is not run again. Training rows
+whose answers share a run of words with an evaluation answer are left out: some public sets repeat themselves in both parts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from agents.gguf_factory.data import RUN_WORDS, runs
 from benchmarks.cluster import lab_up
 from benchmarks.result import PROJECT, Machine, describe_machine, utc_now
 from bus.mosquitto import find_mosquitto
@@ -46,6 +48,7 @@ class Run(BaseModel):
     state: State
     reason: str | None
     bytes: int | None
+    left_out: int
     gates: dict[str, Gate]
     results: dict[str, Any]
     at: datetime
@@ -77,13 +80,27 @@ def read(base: str) -> Table:
     return Table(base_sha256=base, machine=describe_machine(find_mosquitto()), runs=[])
 
 
-def kept(domain: str, final: JobSnapshot) -> Run:
+def clean(train: Path, evaluation: Path, out: Path) -> int:
+    """Write the training rows whose answers share no RUN_WORDS words in a row with an evaluation answer; return how many do."""
+
+    def answer(line: str) -> str:
+        return str(json.loads(line)["output"])
+
+    evaluated = {run for line in evaluation.read_text(encoding="utf-8").splitlines() for run in runs(answer(line))}
+    lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
+    strangers = [line for line in lines if evaluated.isdisjoint(runs(answer(line)))]
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("".join(strangers), encoding="utf-8")
+    return len(lines) - len(strangers)
+
+
+def kept(domain: str, final: JobSnapshot, left_out: int) -> Run:
     """Return what the table needs of a job's end."""
     gguf = next((artefact for artefact in final.artefacts if artefact.kind == "gguf"), None)
     numbers = {name: final.results[name] for name in NUMBERS if name in final.results}
     return Run(
         domain=domain, state=final.state, reason=final.reason, gates=final.gates, results=numbers, at=utc_now(),
-        bytes=gguf.bytes if gguf else final.results.get("bytes"),
+        bytes=gguf.bytes if gguf else final.results.get("bytes"), left_out=left_out,
     )  # fmt: skip
 
 
@@ -94,14 +111,13 @@ async def measure(data: Path, wanted: list[str], table: Table) -> None:
         for domain in wanted:
             if domain in done:
                 continue
-            job = await lab.train(
-                domain=domain, dataset=data / "domains" / f"{domain}.jsonl",
-                eval_dataset=data / "domains_heldout" / f"{domain}.jsonl", tier="starter",
-            )  # fmt: skip
+            rows, evaluation = up.home / "rows" / f"{domain}.jsonl", data / "domains_heldout" / f"{domain}.jsonl"
+            left_out = clean(data / "domains" / f"{domain}.jsonl", evaluation, rows)
+            job = await lab.train(domain=domain, dataset=rows, eval_dataset=evaluation, tier="starter")
             async for update in job.updates():
                 if isinstance(update, JobSnapshot):
                     final = update
-            run = kept(domain, final)
+            run = kept(domain, final, left_out)
             table.runs = sorted([*table.runs, run], key=lambda one: one.domain)
             RESULTS.write_text(table.model_dump_json(indent=1) + "\n", encoding="utf-8")
             quality = run.gates.get("quality_percent")
@@ -114,8 +130,8 @@ def page(table: Table) -> str:
     machine = table.machine
     lines = [
         "| domain | ends | quality, % | perplexity of held-out answers: base → tuned | forgetting, % | stops, % | lesson, % |"
-        " bytes | minutes | training, tokens/s | held-out rows |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        " bytes | minutes | training, tokens/s | held-out rows | training rows left out |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(row(run) for run in table.runs),
     ]
     missed = [f"- {run.domain}: {run.reason}" for run in table.runs if run.reason]
@@ -123,8 +139,9 @@ def page(table: Table) -> str:
 
 Written by `python -m benchmarks.domains` from [domains.json](domains.json); edits are lost. One training request a domain through a
 running lab, tier `starter` as it ships, all public training rows of the domain up to the tier's limit, measured on the domain's evaluation
-file, no answer of which shares 13 words in a row with the base's pre-training. Definitions: [factory.md](../factory.md#gates). **{passed} of
-{len(table.runs)}** pass all gates that fail a job.
+file. No evaluation answer shares {RUN_WORDS} words in a row with the base's pre-training or with the rows of its own training: training rows that
+do are left out and counted in the last column. Definitions: [factory.md](../factory.md#gates). **{passed} of {len(table.runs)}** pass all gates
+that fail a job; bold values missed their gate.
 
 {chr(10).join(lines)}
 
@@ -152,7 +169,7 @@ def row(run: Run) -> str:
         run.domain, run.state.value, gate("quality_percent", ".1f"),
         f"{value('base_perplexity', '.1f')} → {value('tuned_perplexity', '.1f')}", gate("forgetting_percent", ".1f"),
         gate("stops_percent", ".0f"), gate("lesson_percent", ".1f"), "none" if run.bytes is None else f"{run.bytes:,}",
-        value("seconds", ".1f", 60), value("tokens_per_s", ",.0f"), value("held_out_measured_rows", ".0f"),
+        value("seconds", ".1f", 60), value("tokens_per_s", ",.0f"), value("held_out_measured_rows", ".0f"), str(run.left_out),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

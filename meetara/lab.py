@@ -5,30 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Literal
 
 from bus import BrokerAddress, Client, keys
 from meetara.home import locate
 from meetara.job import Job
 from meetara.news import JOB_TOPICS, News, heard, news, parsed
-from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, TrainRequest, uuid7
-from protocol.job import (
-    Empty,
-    JobList,
-    JobListQuery,
-    Profile,
-    Submitted,
-    digest,
-)
+from meetara.request import checked, train_request
+from protocol import Code, JobSnapshot, LabError, Progress, Retry, State, uuid7
+from protocol.job import Empty, JobList, JobListQuery, Profile, Submitted, digest
 from protocol.machine import Card, ListingPage, ListingQuery, Presence, Quote
 from protocol.money import (
     BudgetReport,
@@ -54,8 +45,6 @@ from protocol.voice import (
     TextRoute,
     VoiceList,
 )
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 SUBMIT_SECONDS = 180.0
 """A request is answered when it is planned and reserved; planning reads and tokenises the whole data set."""
@@ -166,8 +155,9 @@ class Lab:
     ) -> Job:
         """Submit a training request; returns when it is planned and its budget is reserved, or the model is there already.
 
-        What the model is for is a `domain`, or a `text` in free words from which the router finds it. Paths are those of this process: they are sent as absolute file URIs. The fields are those of
-        `protocol.job.TrainRequest`; `id` makes the request repeatable (same id and body: the same job).
+        What the model is for is a `domain`, or a `text` in free words from which the router finds it. Paths are those of this
+        process: they are sent as absolute file URIs. The fields are those of `protocol.job.TrainRequest`; `id` makes the
+        request repeatable (same id and body: the same job).
 
         Raises:
             LabError: what was wrong with the request, or why it was refused; UNKNOWN_DOMAIN with the question which domain
@@ -431,55 +421,6 @@ class Lab:
         """Yield everything that changes in the lab, typed and without end: jobs, progress, cards and presences of agents,
         providers, alerts, the ledger after each change, and a `Link` when the connection is lost or back."""
         return news(self.client)
-
-
-def train_request(
-    dataset: str | Path, eval_dataset: str | Path | None = None, base: str | Path | None = None, **fields: Any
-) -> TrainRequest:
-    """Return a request whose places mean the same in another process.
-
-    Raises:
-        LabError: INVALID_PARAMS, naming the field.
-    """
-    places = {
-        "dataset": data_uri(dataset), "eval_dataset": None if eval_dataset is None else data_uri(eval_dataset),
-        "base": None if base is None else base_name(base),
-    }  # fmt: skip
-    return checked(TrainRequest, {**places, **fields})
-
-
-def checked(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
-    """Return a request made of these fields.
-
-    Raises:
-        LabError: INVALID_PARAMS, naming the field.
-    """
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise LabError.from_validation(error, "the request is wrong") from error
-
-
-
-def data_uri(place: str | Path) -> str:
-    """Return a data set's place as a URI that means the same in another process: paths become absolute file URIs.
-
-    `owner/name` without a file's ending, which is no path here, is the name of a data set on a hub and stays as it is.
-    """
-    text = str(place)
-    if "://" in text or not text or re.match(r"[A-Za-z]:[\\/]|\\\\", text):
-        return text  # a Windows path is the factory's to refuse: made absolute here it would only be longer
-    if isinstance(place, str) and re.fullmatch(r"\w[\w.-]*/\w[\w-]*", text) and not Path(text).exists():
-        return text
-    return Path(text.removeprefix("file:")).expanduser().absolute().as_uri()
-
-
-def base_name(base: str | Path) -> str:
-    """Return a base model's folder as an absolute path, or the name of one on a hub as it is."""
-    text = str(base)
-    if isinstance(base, Path) or text.startswith(("/", "./", "../", "~")) or Path(text).is_dir():
-        return str(Path(text).expanduser().absolute())
-    return text
 
 
 def _no_login(address: BrokerAddress) -> LabError:

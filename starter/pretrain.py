@@ -243,7 +243,7 @@ def main() -> None:
             rate = (step - since) * size / (time.monotonic() - started)
             print(f"step {step} loss {loss:.3f} scale {scale:.3f} {rate:.0f} tokens/s", flush=True)
             started, since = time.monotonic(), step
-        if step % options.evaluate_every == 0:
+        if step % options.evaluate_every == 0 or run.scale() == 0:
             with run.mixed():
                 value = bits_per_byte(run.model, *evaluation)
             tokens = meta["text"] + meta["chat"]

@@ -1,4 +1,4 @@
-"""A thin wrapper of llama.cpp's C API: tokens, logits, log-likelihoods, sampling. Knows no jobs and no gates.
+"""A thin wrapper of llama.cpp's C API: tokens, logits, log-likelihoods, adapters. Knows no jobs and no gates.
 
 `llama_cpp.Llama` is not used: with logits_all it is slow and its logits are known to be wrong.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,27 +32,6 @@ def _listen(level: int, text: bytes, user_data: object) -> None:
     if level == ERROR:
         _errors.append(text.decode("utf-8", errors="replace").strip())
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn; the defaults are the lab's generation defaults."""
-
-    temperature: float = 0.7
-    top_p: float = 0.9
-    top_k: int = 50
-    repeat_penalty: float = 1.1
-    penalty_window: int = 64  # tokens that the penalty looks back on; llama.cpp's own default
-
-
-@dataclass(frozen=True)
-class Generated:
-    """An answer. `stopped` is true when the model ended it, false when a limit did."""
-
-    ids: list[int]
-    stopped: bool
-
-
-DEFAULTS = Sampling()
 
 BASE_SHA256 = "meetara.base.sha256"
 """Key in a base's and in an adapter's file: the content of the base that it is, or belongs to (`adapter.content`)."""
@@ -160,7 +139,7 @@ class Model:
         if status != 0:
             raise LabError(Code.TOOLCHAIN, f"llama_set_adapters_lora returned {status}.", advice="Run meetara doctor.")
         self.adapter = adapter
-        self._clear()
+        self.clear()
 
     def drop(self, adapter: Adapter) -> None:
         """Free a loaded adapter's memory; the one in use is taken out of use first."""
@@ -232,148 +211,32 @@ class Model:
             done += len(part)
         return total, count
 
-    def generate(
-        self, prompt: Sequence[int], *, sampling: Sampling = DEFAULTS, seed: int, max_tokens: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Generated:  # fmt: skip
-        """Draw one answer; see `generate_many`."""
-        return next(self.generate_many([prompt], sampling=sampling, seeds=[seed], max_tokens=max_tokens, stop=stop))
-
-    def stream(
-        self, prompt: Sequence[int], *, sampling: Sampling = DEFAULTS, seed: int, max_tokens: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Generator[int, None, bool]:  # fmt: skip
-        """Yield the ids of one answer as they are drawn; the same ids as `generate` gives, without the end token.
-
-        Args:
-            prompt: ids of the prompt.
-            sampling, seed: how to draw.
-            max_tokens: most tokens of the answer; the context may end it earlier.
-            stop: asked before each token; true ends the answer.
-
-        Returns:
-            (of the generator) true when the model ended the answer, false when a limit or `stop` did.
-
-        Raises:
-            LabError: the prompt does not fit the context.
-        """
-        if not 0 < len(prompt) < self.n_ctx:
-            raise LabError(Code.INTERNAL, f"a prompt of {len(prompt)} tokens does not fit {self.n_ctx}.")
-        self._clear()
-        sampler = self._sampler(sampling, seed)
-        try:
-            self._feed(prompt, 0)
-            row, position = -1, len(prompt)
-            for _ in range(max_tokens):
-                if stop():
-                    return False
-                token = self._draw(sampler, row)
-                if self.ends(token):
-                    return True
-                yield token
-                if position >= self.n_ctx:
-                    return False
-                self._decode([(token, position, 0)], [True])
-                row, position = 0, position + 1
-            return False
-        finally:
-            llama_cpp.llama_sampler_free(sampler)
-
-    def generate_many(
-        self, prompts: Sequence[Sequence[int]], *, sampling: Sampling, seeds: Sequence[int], max_tokens: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Generated]:  # fmt: skip
-        """Draw an answer to each prompt, as many at a time as the context has sequences; yields in order.
-
-        Args:
-            prompts: ids of each prompt.
-            sampling: how to draw; temperature 0 takes the likeliest token.
-            seeds: one a prompt; an answer depends on its own seed, not on its neighbours'.
-            max_tokens: most tokens of an answer; the context's share of a sequence may end it earlier.
-            stop: asked before each token; true ends all answers where they are.
-        """
-        for start in range(0, len(prompts), self.sequences):
-            group = slice(start, start + self.sequences)
-            yield from self._generate_group(prompts[group], sampling, seeds[group], max_tokens, stop)
-
-    def _generate_group(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], max_tokens: int,
-        stop: Callable[[], bool],
-    ) -> list[Generated]:  # fmt: skip
-        room = self.n_ctx // self.sequences
-        self._clear()
-        samplers = [self._sampler(sampling, seed) for seed in seeds]
-        answers: list[list[int]] = [[] for _ in prompts]
-        stopped = [False] * len(prompts)
-        try:
-            running: dict[int, int] = {}
-            for sequence, prompt in enumerate(prompts):
-                if not 0 < len(prompt) < room:
-                    raise LabError(Code.INTERNAL, f"a prompt of {len(prompt)} tokens does not fit {room}.")
-                self._feed(prompt, sequence)
-                running[sequence] = self._draw(samplers[sequence], -1)
-            while running and not stop():
-                entries: list[tuple[int, int, int]] = []
-                for sequence, token in list(running.items()):
-                    if self.ends(token):
-                        stopped[sequence] = True
-                        del running[sequence]
-                        continue
-                    answers[sequence].append(token)
-                    position = len(prompts[sequence]) + len(answers[sequence]) - 1
-                    if len(answers[sequence]) >= max_tokens or position + 1 >= room:
-                        del running[sequence]
-                        continue
-                    entries.append((token, position, sequence))
-                if entries:
-                    self._decode(entries, [True] * len(entries))
-                    for row, (_, _, sequence) in enumerate(entries):
-                        running[sequence] = self._draw(samplers[sequence], row)
-        finally:
-            for sampler in samplers:
-                llama_cpp.llama_sampler_free(sampler)
-        return [Generated(ids, end) for ids, end in zip(answers, stopped, strict=True)]
-
-    def _sampler(self, sampling: Sampling, seed: int) -> object:
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        add = llama_cpp.llama_sampler_chain_add
-        penalties = llama_cpp.llama_sampler_init_penalties(
-            self.vocabulary_size, sampling.penalty_window, sampling.repeat_penalty, 0.0, 0.0
-        )
-        add(chain, penalties)
-        if sampling.temperature <= 0:
-            add(chain, llama_cpp.llama_sampler_init_greedy())
-            return chain
-        add(chain, llama_cpp.llama_sampler_init_top_k(sampling.top_k))
-        add(chain, llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-        add(chain, llama_cpp.llama_sampler_init_temp(sampling.temperature))
-        add(chain, llama_cpp.llama_sampler_init_dist(seed))
-        return chain
-
-    def _draw(self, sampler: object, row: int) -> int:
-        return int(llama_cpp.llama_sampler_sample(sampler, self._context, row))
-
     def _prefill(self, ids: Sequence[int]) -> Iterator[Logits]:
         """Yield the logits of each chunk of ids; a chunk's array is valid until the next."""
         if not 0 < len(ids) <= self.n_ctx:
             raise LabError(Code.INTERNAL, f"{len(ids)} tokens do not fit a context of {self.n_ctx}.")
-        self._clear()
+        self.clear()
         for start in range(0, len(ids), self.n_batch):
             chunk = ids[start : start + self.n_batch]
             entries = [(token, start + place, 0) for place, token in enumerate(chunk)]
-            self._decode(entries, [True] * len(chunk))
+            self.decode(entries, [True] * len(chunk))
             pointer = llama_cpp.llama_get_logits(self._context)
             yield np.ctypeslib.as_array(pointer, shape=(len(chunk), self.vocabulary_size))
 
-    def _feed(self, ids: Sequence[int], sequence: int) -> None:
+    def feed(self, ids: Sequence[int], sequence: int) -> None:
         """Read a prompt into a sequence; only its last row gets logits."""
         for start in range(0, len(ids), self.n_batch):
             chunk = ids[start : start + self.n_batch]
             entries = [(token, start + place, sequence) for place, token in enumerate(chunk)]
             last = start + len(chunk) == len(ids)
-            self._decode(entries, [last and place == len(chunk) - 1 for place in range(len(chunk))])
+            self.decode(entries, [last and place == len(chunk) - 1 for place in range(len(chunk))])
 
-    def _decode(self, entries: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> None:
+    def decode(self, entries: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> None:
+        """Read tokens, each given with its position and sequence; logits are kept of those that are wanted.
+
+        Raises:
+            LabError: TOOLCHAIN, llama.cpp refused them.
+        """
         batch = self._batch
         batch.n_tokens = len(entries)
         for place, (token, position, sequence) in enumerate(entries):
@@ -390,7 +253,12 @@ class Model:
                 advice="Run meetara doctor.",
             )
 
-    def _clear(self) -> None:
+    def sample(self, sampler: object, row: int) -> int:
+        """Draw a token with a sampler of llama.cpp's from the logits of the last decode; row -1 is the last one."""
+        return int(llama_cpp.llama_sampler_sample(sampler, self._context, row))
+
+    def clear(self) -> None:
+        """Forget all that was read."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
 
     def close(self) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 
 from agents.gguf_factory import chat, child, convert, fidelity, quantise, tensors
 from agents.gguf_factory.gates import Measured
+from agents.gguf_factory.generation import Sampling, generate, generate_many
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.job import Stopped, never, silent
-from agents.gguf_factory.llama import Sampling
 from agents.gguf_factory.subject import ModelFile, Subject
 from agents.gguf_factory.threads import polite
 from configs import GateRule
@@ -319,8 +319,8 @@ def _stops(state: Measurement, part: range) -> int:
         for start in range(0, len(part), SEQUENCES):
             state.check_stop()
             group = part[start : start + SEQUENCES]
-            answers = model.generate_many(
-                [subject.questions[index][1] for index in group], sampling=Sampling(),
+            answers = generate_many(
+                model, [subject.questions[index][1] for index in group], sampling=Sampling(),
                 seeds=[SEED + index for index in group], max_tokens=ANSWER_TOKENS, stop=state.stop,
             )  # fmt: skip
             stopped += sum(answer.stopped for answer in answers)
@@ -341,7 +341,7 @@ def _sample(state: Measurement, file: ModelFile) -> tuple[list[str], float | Non
         for index, (_, ids) in enumerate(state.subject.questions[: state.samples]):
             state.check_stop()
             start = time.perf_counter()
-            answer = model.generate(ids, seed=SEED + index, max_tokens=SAMPLE_TOKENS, stop=state.stop)
+            answer = generate(model, ids, seed=SEED + index, max_tokens=SAMPLE_TOKENS, stop=state.stop)
             seconds += time.perf_counter() - start
             tokens += len(answer.ids)
             texts.append(model.text(answer.ids).strip())

@@ -26,8 +26,9 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from agents.gguf_factory import adapter, lifeline, llama, shared_base
+from agents.gguf_factory.generation import Sampling, stream
 from agents.gguf_factory.gguf_header import read_header
-from agents.gguf_factory.llama import BASE_SHA256, Model, Sampling
+from agents.gguf_factory.llama import BASE_SHA256, Model
 from agents.gguf_factory.template import render
 from agents.gguf_factory.work import private_stdout
 from protocol import Code, LabError
@@ -145,8 +146,8 @@ def answer(model: Model, template: str, question: Question, out: TextIO, stop: l
     ids, dropped = fit(model, template, question.messages, room)
     read = time.perf_counter()
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    drawn = model.stream(
-        ids, sampling=Sampling(temperature=question.temperature), seed=question.seed, max_tokens=question.max_tokens,
+    drawn = stream(
+        model, ids, sampling=Sampling(temperature=question.temperature), seed=question.seed, max_tokens=question.max_tokens,
         stop=lambda: bool(stop),
     )  # fmt: skip
     tokens = 0

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from meetara import show
 from meetara.door import FAILED, OK, WRONG, emit
-from meetara.lab import base_name, data_uri
+from meetara.request import base_name, data_uri
 from protocol import Code, ErrorBody, LabError
 from protocol.datacheck import DataFile, DataReport, Finding, Spread
 

@@ -9,7 +9,7 @@ from typing import Any
 from bus import keys
 from configs import Settings
 from meetara.door import OK, emit
-from meetara.lab import checked
+from meetara.request import checked
 from protocol import Code, LabError, TrainRequest, uuid7
 from protocol.job import digest
 from protocol.signature import submission

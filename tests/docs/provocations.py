@@ -70,7 +70,8 @@ from meetara import lab as lab_module
 from meetara import models
 from meetara.home import hold
 from meetara.job import check
-from meetara.lab import Lab, checked
+from meetara.lab import Lab
+from meetara.request import checked
 from meetara.screens.train import parameters
 from meetara.supervise import Supervisor
 from protocol import JobSnapshot, LabError, MCPMessage, State, TrainRequest

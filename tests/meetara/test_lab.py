@@ -14,7 +14,8 @@ import pytest
 from bus.session import Session
 from meetara.commands import request
 from meetara.job import Job, check
-from meetara.lab import Lab, base_name, data_uri
+from meetara.lab import Lab
+from meetara.request import base_name, data_uri
 from protocol import Code, JobSnapshot, LabError, Progress, State, Topics, TrainRequest
 from protocol.job import Gate, Stage
 from protocol.machine import Card, Presence

@@ -9,9 +9,9 @@ import torch
 from transformers.models.llama import LlamaForCausalLM
 
 from agents.gguf_factory import chat, convert, llama
+from agents.gguf_factory.generation import Sampling, generate, generate_many
 from agents.gguf_factory.gguf_header import read_header
 from agents.gguf_factory.job import Job
-from agents.gguf_factory.llama import Sampling
 from protocol import Code, LabError
 from tests.agents.gguf_factory.exports import ROWS
 
@@ -47,8 +47,8 @@ def test_an_answer_ends_itself_and_is_the_same_alone_or_beside_others(exported: 
     ]
     with llama.load(exported.path("convert", convert.FILE), n_ctx=1024, sequences=4) as model:
         seeds = list(range(len(prompts)))
-        together = list(model.generate_many(prompts, sampling=Sampling(), seeds=seeds, max_tokens=40))
-        alone = model.generate(prompts[7], seed=7, max_tokens=40)
+        together = list(generate_many(model, prompts, sampling=Sampling(), seeds=seeds, max_tokens=40))
+        alone = generate(model, prompts[7], seed=7, max_tokens=40)
         text = model.text(alone.ids)
     assert together[7] == alone
     assert alone.stopped and text == ROWS[7][1]["content"]
@@ -56,9 +56,9 @@ def test_an_answer_ends_itself_and_is_the_same_alone_or_beside_others(exported: 
 
 def test_an_answer_that_does_not_end_is_cut_at_the_limit(exported: Job) -> None:
     with llama.load(convert.convert_base(exported.base, exported.home), n_ctx=256) as model:
-        answer = model.generate(IDS, seed=1, max_tokens=5)
-        assert model.generate(IDS, seed=1, max_tokens=5) == answer
-        assert model.generate(IDS, seed=2, max_tokens=5) != answer
+        answer = generate(model, IDS, seed=1, max_tokens=5)
+        assert generate(model, IDS, seed=1, max_tokens=5) == answer
+        assert generate(model, IDS, seed=2, max_tokens=5) != answer
     assert (len(answer.ids), answer.stopped) == (5, False)
 
 

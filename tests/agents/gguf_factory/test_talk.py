@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents.gguf_factory import adapter, convert, llama, quantise, shared_base, talk
+from agents.gguf_factory.generation import generate
 from agents.gguf_factory.job import Job
 from agents.gguf_factory.llama import Model
 from agents.gguf_factory.talk import Question, Turn
@@ -38,7 +39,7 @@ def test_an_answer_streams_the_tokens_that_generate_draws_and_ends_itself(model:
     assert text == ROWS[7][1]["content"]
     assert (end["finish_reason"], end["dropped_turns"]) == ("stop", 0)
     ids = model.tokenize(talk.render(str(model.chat_template), model, ROWS[7][:1], prompt=True))
-    assert end["tokens"] == len(model.generate(ids, seed=7, max_tokens=40).ids)
+    assert end["tokens"] == len(generate(model, ids, seed=7, max_tokens=40).ids)
 
 
 def test_a_limit_and_an_interruption_are_told_apart(model: Model) -> None:
