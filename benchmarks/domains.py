@@ -169,7 +169,7 @@ def row(run: Run) -> str:
         run.domain, run.state.value, gate("quality_percent", ".1f"),
         f"{value('base_perplexity', '.1f')} → {value('tuned_perplexity', '.1f')}", gate("forgetting_percent", ".1f"),
         gate("stops_percent", ".0f"), gate("lesson_percent", ".1f"), "none" if run.bytes is None else f"{run.bytes:,}",
-        value("seconds", ".1f", 60), value("tokens_per_s", ",.0f"), value("held_out_measured_rows", ".0f"), str(run.left_out),
+        value("seconds", ".1f", 60) if run.state is State.DONE else "not measured", value("tokens_per_s", ",.0f"), value("held_out_measured_rows", ".0f"), str(run.left_out),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
