@@ -11,7 +11,7 @@ A module that a stage is named after holds the stage. Where to look:
 - from an adapter to a file: merge, convert, converter, quantise, imatrix, adapter, shared_base, gguf_values
 - gates and proof: validate, subject, measure, gates, fidelity, distance, tensors, footprint, gguf_header
 - programs behind commands: proof (`validate`), compare (`quantize`), talk (`chat`), doctor, toolchain, gc
-- llama.cpp: llama
+- llama.cpp: llama, generation
 - machines elsewhere, and the store that all reach: staging, store, pace
 - finished models: publish, card, front_matter, curves, cache, fingerprint, hashes, storage
 """
