@@ -28,6 +28,7 @@ from configs import load
 from meetara.lab import Lab
 from protocol import JobSnapshot, State
 from protocol.job import Gate
+from starter.corpus import evaluated
 
 LEAST_ROWS = 20
 """Held-out rows; a perplexity over fewer answers says little about a domain."""
@@ -82,13 +83,9 @@ def read(base: str) -> Table:
 
 def clean(train: Path, evaluation: Path, out: Path) -> int:
     """Write the training rows whose answers share no RUN_WORDS words in a row with an evaluation answer; return how many do."""
-
-    def answer(line: str) -> str:
-        return str(json.loads(line)["output"])
-
-    evaluated = {run for line in evaluation.read_text(encoding="utf-8").splitlines() for run in runs(answer(line))}
+    avoid = evaluated([evaluation])
     lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
-    strangers = [line for line in lines if evaluated.isdisjoint(runs(answer(line)))]
+    strangers = [line for line in lines if avoid.isdisjoint(runs(json.loads(line)["output"]))]
     out.parent.mkdir(exist_ok=True)
     out.write_text("".join(strangers), encoding="utf-8")
     return len(lines) - len(strangers)

@@ -67,7 +67,7 @@ def by_part(model: Llama, data: Path, tokenizer: Path) -> dict[str, float]:
 
 def overlap(data: Path) -> tuple[int, int]:
     """Return how many runs of words of the domains' evaluation answers stand in the pre-training text, and of how many."""
-    wanted = evaluated(data / "domains_heldout")
+    wanted = evaluated((data / "domains_heldout").glob("*.jsonl"))
     found: set[tuple[str, ...]] = set()
     for part in PARTS:
         for document in documents(data / "general/pretrain", part):
@@ -108,7 +108,7 @@ def outlook(meta: dict[str, Any], value: float, corpus: int) -> str:
     return f"""## What reading on would bring
 
 At the full rate the curve follows floor + scale x tokens^-power, fitted from a fifth of the run on, with the tokens of the first weights
-counted; the floor that fits best, and none. The decay at the end gains what it gained here, so after so many rounds all documents would have:
+counted: without a floor, and with the one that fits best where that is another. The decay at the end gains what it gained here, so after so many rounds all documents would have:
 
 | floor | power | error, bits | gained by the decay | {" | ".join(f"{n} rounds, {h:.0f} hours more" for n, h in zip(ROUNDS, hours, strict=True))} |
 |---|---|---|---|{"---|" * len(ROUNDS)}
@@ -184,7 +184,7 @@ the {shared[1]:,} such runs of words that the evaluation answers have.
 
 Muon on the matrices, Adam on the rest, constant rate and then a linear decay; no token sees another document; it began
 with {(meta["from"] and f"the weights of the version before, which had seen {EARLIER:,} tokens") or "random weights"}. The scripts
-are in `starter/`; the run is a function of its seed and data.
+are in `starter/`, how long which rate and which share of conversations was used in `docs/decisions/0006-starter-pretraining.md`.
 
 ## Chat template
 

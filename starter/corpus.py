@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +49,10 @@ def documents(folder: Path, part: str) -> Iterator[str]:
             yield stripped
 
 
-def evaluated(folder: Path) -> set[tuple[str, ...]]:
-    """Return all runs of words in the answers that finished models are evaluated on."""
+def evaluated(files: Iterable[Path]) -> set[tuple[str, ...]]:
+    """Return all runs of words in the answers of evaluation files."""
     found: set[tuple[str, ...]] = set()
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in files:
         for line in path.read_text(encoding="utf-8").splitlines():
             found.update(runs(json.loads(line)["output"]))
     return found
@@ -101,7 +101,7 @@ def encode(
         counts[part] = sum(map(len, of_part))
         text += of_part
     chat: list[np.ndarray] = []
-    for turns in chat_rows(data / "domains", seed, evaluated(data / "domains_heldout")):
+    for turns in chat_rows(data / "domains", seed, evaluated((data / "domains_heldout").glob("*.jsonl"))):
         ids = [bos]
         for role, words in turns:
             ids += [marker[role], *tokenizer.encode(words), marker[END]]

@@ -1,4 +1,4 @@
-"""Say from a run's curve how many tokens a goal would have taken: a power law through its points at the full rate.
+"""Say from a run's curve what reading on would bring: a power law through its points at the full rate.
 
 What a decay gains is measured once, at the run's end, and assumed to be the same at the end of a longer run.
 """
@@ -27,10 +27,6 @@ class Law:
     def bits(self, tokens: float) -> float:
         """Return held-out bits per byte after a number of tokens."""
         return float(self.floor + self.scale * tokens**-self.power)
-
-    def tokens(self, bits: float) -> float | None:
-        """Return the tokens after which bits per byte are reached; None where the floor is above them."""
-        return None if bits <= self.floor else float((self.scale / (bits - self.floor)) ** (1 / self.power))
 
 
 def fit(points: Sequence[tuple[float, float]], floor: float) -> Law:

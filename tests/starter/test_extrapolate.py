@@ -20,12 +20,6 @@ def test_the_floor_and_the_power_of_a_curve_are_found_again() -> None:
     assert without.floor == 0 and without.error > best.error
 
 
-def test_the_tokens_of_a_goal_reach_it_and_a_goal_under_the_floor_is_never_reached() -> None:
-    tokens = TRUE.tokens(1.45)
-    assert tokens is not None and TRUE.bits(tokens) == pytest.approx(1.45)
-    assert TRUE.tokens(1.2) is None
-
-
 def test_points_of_the_decay_are_no_part_of_the_law() -> None:
     points = curve(TRUE, 0)
     fallen = [{**point, "bits_per_byte": 1.3} if point["step"] > 3000 else point for point in points]
