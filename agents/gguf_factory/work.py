@@ -110,6 +110,7 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
         outcome = _outcome(manifests)
         if run.provider == LOCAL:  # the lab remembers what was made elsewhere, where the next request is planned
             _keep(job, manifests[Stage.PLAN]["results"], outcome)
+        log.info("job done")  # before others learn of it: merged logs stand in the order of what caused what
         lines.write({"kind": "done", **outcome})
         _remember(job, manifests)
     except Stopped as stopped:
@@ -130,7 +131,6 @@ def _work(run: RunRequest, folder: Path, lines: Lines, stopping: Callable[[], bo
             _clear(job)
         return FAILED
     _clear(job)
-    log.info("job done")
     return DONE
 
 
